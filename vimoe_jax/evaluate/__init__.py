@@ -1,0 +1,1 @@
+"""Decoding, scores, the report."""

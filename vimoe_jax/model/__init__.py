@@ -1,0 +1,1 @@
+"""Image and tokens to logits."""
