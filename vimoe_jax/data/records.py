@@ -48,3 +48,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+
+class BadRecord(Exception):
+    """A record that cannot be used; the message names the file (and line) and says why."""
