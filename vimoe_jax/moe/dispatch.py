@@ -1,0 +1,157 @@
+"""An assignment to expert buffers and back: `x (G,M,D) -> buffers (G,E,C,D) -> y (G,M,D)`.
+
+Two dispatchers with one answer. `einsum` multiplies by one-hot tensors: the readable reference, its
+cost grows with M·E·C. `gather` moves rows by index; since each token knows its K slots and each
+slot its token, its backward pass is made of gathers too (the automatic one would scatter-add).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from vimoe_jax.moe.routing import Assignment
+
+
+@struct.dataclass
+class EinsumDispatcher:
+    """Dispatch and combine as products with one-hot tensors (V-MoE, Mesh TensorFlow MoE).
+
+    Attributes:
+      dispatch: 1 where a token's choice sits in a slot.
+      combine: the combine weight there.
+    """
+
+    dispatch: Float[Array, "G M E C"]
+    combine: Float[Array, "G M E C"]
+
+    @classmethod
+    def create(cls, a: Assignment, num_experts: int, capacity: int) -> EinsumDispatcher:
+        """Builds the one-hot tensors; a slot beyond the capacity has no one-hot, so it is dropped."""
+        expert = jax.nn.one_hot(a.expert, num_experts, dtype=a.weight.dtype)
+        slot = jax.nn.one_hot(a.slot, capacity, dtype=a.weight.dtype)
+        return cls(
+            dispatch=jnp.einsum("gmke,gmkc->gmec", expert, slot),
+            combine=jnp.einsum("gmk,gmke,gmkc->gmec", a.weight, expert, slot),
+        )
+
+    def to_experts(self, x: Float[Array, "G M D"]) -> Float[Array, "G E C D"]:
+        """Fills the buffers; slots that no token has are zero."""
+        return jnp.einsum("gmec,gmd->gecd", self.dispatch.astype(x.dtype), x)
+
+    def from_experts(self, out: Float[Array, "G E C D"]) -> Float[Array, "G M D"]:
+        """Sums each token's expert outputs by weight, in float32."""
+        y = jnp.einsum("gmec,gecd->gmd", self.combine, out, preferred_element_type=jnp.float32)
+        return y.astype(out.dtype)
+
+
+@struct.dataclass
+class GatherDispatcher:
+    """Dispatch and combine as gathers, in both directions and both passes.
+
+    Attributes:
+      slot_of_choice: row of the flat buffers (E·C rows) that a choice sits in, or E·C if dropped.
+      choice_of_slot: choice (token·K + k) that a row holds, or M·K if none.
+      weight: combine weights, 0 where dropped.
+    """
+
+    slot_of_choice: Int[Array, "G M K"]
+    choice_of_slot: Int[Array, "G EC"]
+    weight: Float[Array, "G M K"]
+    num_experts: int = struct.field(pytree_node=False)
+
+    @classmethod
+    def create(cls, a: Assignment, num_experts: int, capacity: int) -> GatherDispatcher:
+        """Builds the two index tables; only integers are scattered, and only here."""
+        num_groups, num_tokens, k = a.expert.shape
+        rows = num_experts * capacity
+        kept = a.slot < capacity
+        slot_of_choice = jnp.where(kept, a.expert * capacity + a.slot, rows).astype(jnp.int32)
+        choices = jnp.arange(num_tokens * k, dtype=jnp.int32)
+
+        def invert(row: Int[Array, "MK"]) -> Int[Array, "EC"]:
+            empty = jnp.full((rows,), num_tokens * k, jnp.int32)
+            # Slots are unique, which lets the scatter run without atomics.
+            return empty.at[row].set(choices, mode="drop")
+
+        choice_of_slot = jax.vmap(invert)(slot_of_choice.reshape(num_groups, -1))
+        weight = jnp.where(kept, a.weight, 0)
+        return cls(slot_of_choice, choice_of_slot, weight, num_experts)
+
+    def to_experts(self, x: Float[Array, "G M D"]) -> Float[Array, "G E C D"]:
+        """Fills the buffers; slots that no token has are zero."""
+        flat = _dispatch(x, self.slot_of_choice, self.choice_of_slot)
+        return flat.reshape(x.shape[0], self.num_experts, -1, x.shape[-1])
+
+    def from_experts(self, out: Float[Array, "G E C D"]) -> Float[Array, "G M D"]:
+        """Sums each token's expert outputs by weight, in float32."""
+        flat = out.reshape(out.shape[0], -1, out.shape[-1])
+        return _combine(flat, self.weight, self.slot_of_choice, self.choice_of_slot)
+
+
+def _rows(table: Float[Array, "G N D"], index: Int[Array, "G *any"]) -> Float[Array, "G *any D"]:
+    """Gathers rows within each group; an index of N or more gives a row of zeros."""
+    flat = index.reshape(index.shape[0], -1)
+    rows = jax.vmap(lambda t, i: jnp.take(t, i, axis=0, mode="fill", fill_value=0))(table, flat)
+    return rows.reshape(*index.shape, table.shape[-1])
+
+
+@jax.custom_vjp
+def _dispatch(
+    x: Float[Array, "G M D"], slot_of_choice: Int[Array, "G M K"], choice_of_slot: Int[Array, "G EC"]
+) -> Float[Array, "G EC D"]:
+    # The sentinel M·K divides to M, which is out of range: a zero row.
+    return _rows(x, choice_of_slot // slot_of_choice.shape[-1])
+
+
+def _dispatch_fwd(x, slot_of_choice, choice_of_slot):
+    return _dispatch(x, slot_of_choice, choice_of_slot), slot_of_choice
+
+
+def _dispatch_bwd(slot_of_choice, d_buffers):
+    # A token's gradient is the sum over its own K slots: a gather, where autodiff would scatter.
+    d_x = _rows(d_buffers, slot_of_choice).astype(jnp.float32).sum(2)
+    return d_x.astype(d_buffers.dtype), None, None
+
+
+_dispatch.defvjp(_dispatch_fwd, _dispatch_bwd)
+
+
+@jax.custom_vjp
+def _combine(
+    out: Float[Array, "G EC D"],
+    weight: Float[Array, "G M K"],
+    slot_of_choice: Int[Array, "G M K"],
+    choice_of_slot: Int[Array, "G EC"],
+) -> Float[Array, "G M D"]:
+    rows = _rows(out, slot_of_choice)
+    y = jnp.einsum("gmk,gmkd->gmd", weight, rows, preferred_element_type=jnp.float32)
+    return y.astype(out.dtype)
+
+
+def _combine_fwd(out, weight, slot_of_choice, choice_of_slot):
+    y = _combine(out, weight, slot_of_choice, choice_of_slot)
+    return y, (out, weight, slot_of_choice, choice_of_slot)
+
+
+def _combine_bwd(saved, d_y):
+    out, weight, slot_of_choice, choice_of_slot = saved
+    k = slot_of_choice.shape[-1]
+    rows = _rows(out, slot_of_choice)
+    d_weight = jnp.einsum("gmd,gmkd->gmk", d_y, rows, preferred_element_type=jnp.float32)
+    flat = weight.reshape(weight.shape[0], -1, 1)
+    d_out = _rows(d_y, choice_of_slot // k).astype(jnp.float32) * _rows(flat, choice_of_slot)
+    return d_out.astype(out.dtype), d_weight.astype(weight.dtype), None, None
+
+
+_combine.defvjp(_combine_fwd, _combine_bwd)
+
+Dispatcher = EinsumDispatcher | GatherDispatcher
+_DISPATCHERS = {"einsum": EinsumDispatcher, "gather": GatherDispatcher}
+
+
+def create(name: str, assignment: Assignment, num_experts: int, capacity: int) -> Dispatcher:
+    """The dispatcher of that name ("einsum" or "gather") for an assignment."""
+    return _DISPATCHERS[name].create(assignment, num_experts, capacity)

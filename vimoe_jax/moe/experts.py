@@ -1,0 +1,72 @@
+"""The experts: E two-layer MLPs, as matrix products batched over experts.
+
+The dense MLP is the same module with one expert: `vimoe_jax.model.layers.MLP` shares `mlp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vimoe_jax.parallel.parameters import fan_in, param
+from vimoe_jax.parallel.rules import constrain
+
+# name -> (number of input projections, function of their results)
+ACTIVATIONS: dict[str, tuple[int, Callable[..., jax.Array]]] = {
+    "swiglu": (2, lambda gate, up: jax.nn.silu(gate) * up),
+    "gelu_tanh": (1, lambda x: jax.nn.gelu(x, approximate=True)),
+    "gelu": (1, lambda x: jax.nn.gelu(x, approximate=False)),
+}
+
+
+class Experts(nnx.Module):
+    """E MLPs of the same shape.
+
+    Weights: `w_in` (E, D, I, F) with I = 2 for SwiGLU (gate first, then up) and 1 otherwise, `w_out`
+    (E, F, D_out), and with `bias` also `b_in` (E, I, F) and `b_out` (E, D_out).
+    """
+
+    def __init__(
+        self,
+        num_experts: int,
+        in_dim: int,
+        mlp_dim: int,
+        out_dim: int,
+        *,
+        activation: str,
+        bias: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        out_scale: float = 1.0,
+    ):
+        self.activation = activation
+        self.dtype = dtype
+        num_in, _ = ACTIVATIONS[activation]
+        e, d, f = num_experts, in_dim, mlp_dim
+        zeros = nnx.initializers.zeros
+        self.w_in = param(rngs, fan_in(d), (e, d, num_in, f), ("experts", "embed", None, "mlp"))
+        self.w_out = param(
+            rngs, fan_in(f, out_scale), (e, f, out_dim), ("experts", "mlp", "embed")
+        )
+        if bias:
+            self.b_in = param(rngs, zeros, (e, num_in, f), ("experts", None, "mlp"))
+            self.b_out = param(rngs, zeros, (e, out_dim), ("experts", None))
+        else:
+            self.b_in = self.b_out = None
+
+    def __call__(self, x: Float[Array, "G E C D"]) -> Float[Array, "G E C O"]:
+        """Each expert on its own buffer."""
+        w_in, w_out = self.w_in[...].astype(self.dtype), self.w_out[...].astype(self.dtype)
+        h = jnp.einsum("gecd,edif->igecf", x.astype(self.dtype), w_in)
+        if self.b_in is not None:
+            h += self.b_in[...].astype(self.dtype).swapaxes(0, 1)[:, None, :, None]
+        h = ACTIVATIONS[self.activation][1](*h)
+        h = constrain(h, ("expert_group", "experts", None, "mlp"))
+        out = jnp.einsum("gecf,efo->geco", h, w_out)
+        if self.b_out is not None:
+            out += self.b_out[...].astype(self.dtype)[None, :, None]
+        return out

@@ -1,0 +1,51 @@
+"""The device mesh: axes `data`, `fsdp`, `expert`, `tensor`; one device is a mesh of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vimoe_jax.errors import UserError
+from vimoe_jax.parallel import rules
+
+
+def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mesh:
+    """Builds the mesh; at most one size may be -1 and takes the devices that are left.
+
+    Args:
+      sizes: mesh axis -> number of devices along it; axes not named have 1.
+      devices: all of them if not given.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [sizes.get(axis, 1) for axis in rules.MESH_AXES]
+    if shape.count(-1) > 1:
+        raise UserError("config.mesh: at most one axis may be -1")
+    known = int(np.prod([s for s in shape if s != -1]))
+    if -1 in shape and len(devices) % known == 0:
+        shape[shape.index(-1)] = len(devices) // known
+    if int(np.prod(shape)) != len(devices):
+        named = ", ".join(f"{a}={sizes.get(a, 1)}" for a in rules.MESH_AXES)
+        raise UserError(f"config.mesh: {named} does not fit {len(devices)} device(s)")
+    if jax.devices()[0].platform == "tpu" and len(devices) > 1:
+        from jax.experimental import mesh_utils
+
+        return Mesh(mesh_utils.create_device_mesh(shape, devices), rules.MESH_AXES)
+    return Mesh(np.array(devices, dtype=object).reshape(shape), rules.MESH_AXES)
+
+
+def to_mesh(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows of a batch as global arrays, rows split over all token axes."""
+
+    def put(x: np.ndarray) -> jax.Array:
+        shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+        where = rules.sharding(("batch",) + (None,) * (x.ndim - 1), shape, mesh)
+        return jax.make_array_from_process_local_data(where, x, shape)
+
+    return {name: put(x) for name, x in batch.items()}
