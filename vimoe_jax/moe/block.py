@@ -119,10 +119,6 @@ class MoE(nnx.Module):
             aux["z"] = losses.z(logits, valid)
         return jax.nn.softmax(noisy), aux
 
-    def auxiliary_loss(self, report: stats.MoEStats) -> Float[Array, "*L"]:
-        """The weighted sum of a report's losses."""
-        return weighted_losses(self.options, report)
-
 
 def weighted_losses(options: MoEOptions, report: stats.MoEStats) -> Float[Array, "*L"]:
     """The weighted sum of a report's losses, by the options' `<name>_weight`."""

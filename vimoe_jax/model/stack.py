@@ -1,0 +1,145 @@
+"""Layers in a scan: compile time does not grow with depth, whatever the pattern of layer kinds.
+
+A stack of kinds such as dense, MoE, dense, MoE is cut into *segments*: a unit of one or more layers
+(dense, MoE) that repeats. Each segment is one `lax.scan` over its repeats, with the parameters of
+each layer of the unit stacked along a leading axis.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Segment = tuple[tuple[Hashable, ...], int]  # a unit of kinds, and how often it repeats
+
+
+def plan(kinds: Sequence[Hashable]) -> tuple[Segment, ...]:
+    """Cuts a sequence of kinds into repeated units with as few layer bodies as possible.
+
+    Fewer bodies compile faster; among equals, fewer segments win.
+
+    >>> plan("DMDMDM")
+    ((('D', 'M'), 3),)
+    >>> plan("DDDDM")
+    ((('D',), 4), (('M',), 1))
+    """
+    kinds = tuple(kinds)
+
+    @functools.cache
+    def best(start: int) -> tuple[int, int, tuple[Segment, ...]]:
+        if start == len(kinds):
+            return 0, 0, ()
+        options = []
+        for size in range(1, len(kinds) - start + 1):
+            unit = kinds[start : start + size]
+            end = start + size
+            options.append((unit, 1, end))
+            while kinds[end : end + size] == unit:
+                end += size
+                options.append((unit, (end - start) // size, end))
+        candidates = []
+        for unit, repeats, end in options:
+            bodies, segments, rest = best(end)
+            candidates.append((len(unit) + bodies, 1 + segments, ((unit, repeats), *rest)))
+        return min(candidates, key=lambda c: c[:2])
+
+    return best(0)[2]
+
+
+# (layer, x, cache, key) -> (x, cache, report)
+Apply = Callable[[nnx.Module, jax.Array, Any, jax.Array | None], tuple[jax.Array, Any, Any]]
+
+
+class Stack(nnx.Module):
+    """L layers, of several kinds, run by scans.
+
+    `segments[i][j]` is the j-th layer of segment i's unit, its parameters stacked over the repeats
+    (logical axis "layers").
+    """
+
+    def __init__(
+        self, kinds: Sequence[Hashable], make: Callable[[Hashable, nnx.Rngs], nnx.Module], *,
+        remat: str = "none", rngs: nnx.Rngs,
+    ):
+        self.plan = plan(kinds)
+        self.remat = remat
+        self.segments = nnx.List(
+            [
+                nnx.List([_stacked(functools.partial(make, kind), repeats, rngs) for kind in unit])
+                for unit, repeats in self.plan
+            ]
+        )
+
+    def __call__(
+        self, apply: Apply, x: jax.Array, caches: Any = None, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Any, list[list[Any]]]:
+        """Runs all layers in order.
+
+        Args:
+          apply: runs one layer.
+          x: the input.
+          caches: `[segment][layer of the unit]`, stacked over repeats, or None.
+          key: split into one key a layer, or None.
+
+        Returns:
+          The output, the new caches and the reports, both as nested like `caches`.
+        """
+        new_caches, reports = [], []
+        for i, (_, repeats) in enumerate(self.plan):
+            graph, state = nnx.split(self.segments[i])
+            cache = [None] * len(self.segments[i]) if caches is None else caches[i]
+            keys = None
+            if key is not None:
+                keys = jax.random.split(jax.random.fold_in(key, i), (repeats, len(self.segments[i])))
+
+            def body(x, xs, graph=graph):
+                state, cache, keys = xs
+                out_caches, out_reports = [], []
+                for j, layer in enumerate(nnx.merge(graph, state)):
+                    x, c, r = apply(layer, x, cache[j], None if keys is None else keys[j])
+                    out_caches.append(c)
+                    out_reports.append(r)
+                return x, (out_caches, out_reports)
+
+            if self.remat == "full":
+                body = jax.checkpoint(body, prevent_cse=False)
+            x, (cache, report) = jax.lax.scan(body, x, (state, cache, keys), length=repeats)
+            new_caches.append(cache)
+            reports.append(report)
+        return x, None if caches is None else new_caches, reports
+
+    def in_order(self, reports: list[list[Any]]) -> list[Any]:
+        """Unstacks what `__call__` reported: one entry a layer, first to last (None where none)."""
+        layers = []
+        for (_, repeats), segment in zip(self.plan, reports, strict=True):
+            for r in range(repeats):
+                layers += [jax.tree.map(lambda a, r=r: a[r], report) for report in segment]
+        return layers
+
+
+def _stacked(
+    make: Callable[[nnx.Rngs], nnx.Module], repeats: int, rngs: nnx.Rngs
+) -> nnx.Module:
+    """`repeats` independently initialised copies of a layer, stacked along a new first axis."""
+
+    def init(key: jax.Array) -> nnx.State:
+        return nnx.state(make(nnx.Rngs(params=key)))
+
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make(nnx.Rngs(params=jax.random.key(0)))))
+    state = jax.vmap(init)(jax.random.split(rngs.params(), repeats))
+    layer = nnx.merge(graph, state)
+    for _, variable in nnx.iter_graph(layer):
+        if isinstance(variable, nnx.Param):
+            variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
+    return layer
+
+
+def empty(make: Callable[[], Any], repeats: int) -> Any:
+    """Zeros shaped like `make()` with a leading axis of `repeats`: one segment layer's cache."""
+    shapes = jax.eval_shape(make)
+    return jax.tree.map(lambda a: jnp.zeros((repeats, *a.shape), a.dtype), shapes)
