@@ -1,0 +1,93 @@
+"""A model apart from its numbers: what checkpoints, optimizers, sharding and converters work with.
+
+Parameters travel as one flat dict from dotted path to array, `{"decoder.norm.scale": …}`; the
+blueprint turns such a dict into a callable `VLM` and knows each parameter's shape and logical axes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from vimoe_jax import config as config_lib
+from vimoe_jax.model.vlm import VLM, compute_dtype
+from vimoe_jax.parallel import rules
+
+Params = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+    """Structure of a model; `build(params)` gives the model itself."""
+
+    config: config_lib.Model
+    vocab_size: int
+    graph: nnx.GraphDef
+    template: nnx.State  # abstract
+
+    @classmethod
+    def create(cls, c: config_lib.Model, vocab_size: int) -> Blueprint:
+        """Traces the model without making an array."""
+        graph, template = nnx.split(nnx.eval_shape(lambda: _make(c, vocab_size, 0)))
+        return cls(c, vocab_size, graph, template)
+
+    def _variables(self) -> dict[str, nnx.Variable]:
+        return {".".join(map(str, path)): v for path, v in nnx.to_flat_state(self.template)}
+
+    def init(self, key: jax.Array, mesh: Mesh | None = None) -> Params:
+        """Random parameters, born sharded if a mesh is given; the same whatever the mesh."""
+
+        def flat(key: jax.Array) -> Params:
+            state = nnx.state(_make(self.config, self.vocab_size, key))
+            return {".".join(map(str, path)): v[...] for path, v in nnx.to_flat_state(state)}
+
+        return jax.jit(flat, out_shardings=None if mesh is None else self.shardings(mesh))(key)
+
+    def build(self, params: Params) -> VLM:
+        """The model with these parameters (also while tracing)."""
+        filled = [
+            (path, v.replace(params[".".join(map(str, path))]))
+            for path, v in nnx.to_flat_state(self.template)
+        ]
+        return nnx.merge(self.graph, nnx.from_flat_state(filled))
+
+    def axes(self) -> dict[str, rules.Axes]:
+        """Logical axes of every parameter."""
+        return {name: v.get_metadata("axes") for name, v in self._variables().items()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter."""
+        return {name: v.shape for name, v in self._variables().items()}
+
+    def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
+        """Sharding of every parameter on a mesh."""
+        axes = self.axes()
+        return {n: rules.sharding(axes[n], shape, mesh) for n, shape in self.shapes().items()}
+
+    def num_parameters(self) -> int:
+        """All parameters."""
+        return sum(math.prod(shape) for shape in self.shapes().values())
+
+    def num_active_parameters(self) -> int:
+        """Those that one token meets: K of E experts in each MoE layer."""
+        total = 0
+        for name, shape in self.shapes().items():
+            size = math.prod(shape)
+            if ".experts." in name:
+                options = getattr(self.config, name.split(".")[0]).moe
+                size = size * options.experts_per_token // options.num_experts
+            total += size
+        return total
+
+
+def _make(c: config_lib.Model, vocab_size: int, key: jax.Array | int) -> VLM:
+    return VLM(c, vocab_size, dtype=compute_dtype(c.dtype), rngs=nnx.Rngs(params=key))
+
+
+def vocabulary(c: config_lib.Model, tokenizer_size: int) -> int:
+    """V: what the config says, or the tokenizer's pieces rounded up to a multiple of 64."""
+    return c.decoder.vocab_size or -(-tokenizer_size // 64) * 64

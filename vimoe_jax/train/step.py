@@ -1,0 +1,130 @@
+"""The compiled steps: one optimizer step, and one batch of validation loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from vimoe_jax.config import Config
+from vimoe_jax.model.blueprint import Blueprint, Params
+from vimoe_jax.moe.stats import MoEStats
+from vimoe_jax.parallel.rules import use_mesh
+from vimoe_jax.train import optim
+from vimoe_jax.train.loss import TokenLoss, cross_entropy
+from vimoe_jax.train.state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+@struct.dataclass
+class StepMetrics:
+    """What a step reports, all on device.
+
+    Attributes:
+      tokens: loss and right answers, summed over answer tokens.
+      text_tokens: text tokens that are not padding.
+      aux_loss: weighted auxiliary losses, summed over layers.
+      grad_norm: global norm before clipping.
+      learning_rate: peak parts' rate of this step.
+      moe: the MoE layers' reports by part, summed over microbatches.
+    """
+
+    tokens: TokenLoss
+    text_tokens: Float[Array, ""]
+    aux_loss: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    moe: Any
+
+
+def make_train_step(
+    c: Config, blueprint: Blueprint, tx: optax.GradientTransformation, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """The optimizer step, not yet compiled: `jax.jit(step, donate_argnums=0)`.
+
+    The loss is the mean over all answer tokens of the global batch, whatever the microbatches hold,
+    plus the microbatches' mean auxiliary loss.
+    """
+    schedule = optim.schedule(c.optim, c.train.steps)
+    accumulate = c.train.accumulate
+
+    def loss_fn(params: Params, frozen: Params, batch: Batch, scale, key):
+        model = blueprint.build({**params, **frozen})
+        out = model(batch, key=key)
+        matrix = model.decoder.output_matrix()
+        tokens = cross_entropy(out.hidden, matrix, batch["targets"], batch["weights"])
+        loss = tokens.loss * scale + out.aux_loss / accumulate
+        return loss, (tokens, out.aux_loss / accumulate, _mean_losses(out.moe, accumulate))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        with use_mesh(mesh):
+            key = jax.random.fold_in(jax.random.key(c.seed), state.step)
+            scale = 1 / jnp.maximum(batch["weights"].sum(), 1)
+            gradient = jax.grad(loss_fn, has_aux=True)
+
+            def microbatch(total, xs):
+                batch, key = xs
+                new = gradient(state.params, state.frozen, batch, scale, key)
+                return jax.tree.map(jnp.add, total, new), None
+
+            if accumulate == 1:
+                grads, report = gradient(state.params, state.frozen, batch, scale, key)
+            else:
+                xs = (_microbatches(batch, accumulate), jax.random.split(key, accumulate))
+                first = jax.tree.map(lambda x: x[0], xs)
+                zeros = jax.tree.map(
+                    lambda s: jnp.zeros(s.shape, s.dtype),
+                    jax.eval_shape(gradient, state.params, state.frozen, first[0], scale, key),
+                )
+                (grads, report), _ = jax.lax.scan(microbatch, zeros, xs)
+            tokens, aux_loss, moe = report
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        metrics = StepMetrics(
+            tokens=tokens,
+            text_tokens=(batch["segments"] > 0).sum().astype(jnp.float32),
+            aux_loss=aux_loss,
+            grad_norm=optax.global_norm(grads),
+            learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
+            moe=moe,
+        )
+        new = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        return new, metrics
+
+    return step
+
+
+def make_loss_step(blueprint: Blueprint, mesh: Mesh) -> Callable[[Params, Batch], TokenLoss]:
+    """The validation loss of one batch, with evaluation's routing."""
+
+    def step(params: Params, batch: Batch) -> TokenLoss:
+        with use_mesh(mesh):
+            model = blueprint.build(params)
+            hidden = model(batch).hidden
+            matrix = model.decoder.output_matrix()
+            return cross_entropy(hidden, matrix, batch["targets"], batch["weights"])
+
+    return step
+
+
+def _microbatches(batch: Batch, count: int) -> Batch:
+    """(B, …) -> (count, B/count, …), rows dealt out in turn: each device keeps its own rows."""
+    return {
+        name: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()
+    }
+
+
+def _mean_losses(moe: Any, accumulate: int) -> Any:
+    """Divides reported losses so that summing microbatches gives their mean; counts add up as is."""
+
+    def divide(report: MoEStats) -> MoEStats:
+        return report.replace(losses={n: v / accumulate for n, v in report.losses.items()})
+
+    return jax.tree.map(divide, moe, is_leaf=lambda r: isinstance(r, MoEStats))
