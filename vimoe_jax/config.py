@@ -70,7 +70,9 @@ class Model:
         one_of("auto", "float32", "bfloat16"),
     )
     remat: str = field(
-        "none", "What the backward pass computes again: nothing, or each layer.", one_of("none", "full")
+        "none",
+        "What the backward pass computes again: nothing, or each layer.",
+        one_of("none", "full"),
     )
     vision: Vision = field(Vision(), "The image tower.")
     connector: Connector = field(Connector(), "Between tower and decoder.")
@@ -84,25 +86,31 @@ class Data:
     dataset: str = field("viscenes", "Which dataset.", one_of("viscenes", "jsonl"))
     dir: str = field("data", "Where prepared datasets lie (ViScenes is generated there if absent).")
     source: str = field("", "The JSONL file, for dataset 'jsonl'.")
-    variant: str = field("default", "ViScenes' size: 'default' or 'tiny'.", one_of("default", "tiny"))
+    variant: str = field(
+        "default", "ViScenes' size: 'default' or 'tiny'.", one_of("default", "tiny")
+    )
     train_split: str = field("train", "Trained on; '' for the whole JSONL file.")
     val_split: str = field("validation", "Its loss picks the best checkpoint.")
     test_splits: tuple[str, ...] = field(
         ("test", "test_compositional"), "Scored at the end; the first one as eval/…"
     )
-    tokenizer: str = field("", "A SentencePiece model; '' trains one on the training split's texts.")
+    tokenizer: str = field(
+        "", "A SentencePiece model; '' trains one on the training split's texts."
+    )
     vocab_size: int = field(1024, "Pieces of a tokenizer trained here.", at_least(270))
-    text_length: int = field(160, "S, text tokens a row: one picture with several questions.", at_least(4))
+    text_length: int = field(
+        160, "S, text tokens a row: one picture with several questions.", at_least(4)
+    )
     prompt_length: int = field(48, "Question tokens a row at evaluation.", at_least(4))
     max_questions: int = field(0, "Questions a row at most; 0 for as many as fit.", at_least(0))
     vary_prompts: bool = field(False, "Draw the prompt's wording in training.")
-    resize: str = field(
-        "squash", "How a picture becomes square.", one_of("squash", "crop", "pad")
-    )
+    resize: str = field("squash", "How a picture becomes square.", one_of("squash", "crop", "pad"))
     workers: int = field(0, "Worker processes that decode; 0 uses threads.", at_least(0))
     cache_images: bool = field(False, "Keep decoded pictures in memory (small datasets).")
     max_skipped: int = field(
-        0, "Bad records (in a JSONL file, and of pictures met in training) before giving up.", at_least(0)
+        0,
+        "Bad records (in a JSONL file, and of pictures met in training) before giving up.",
+        at_least(0),
     )
 
 
@@ -118,7 +126,9 @@ class Optim:
     b2: float = field(0.98, "Adam's second decay.", between(0, 0.99999))
     eps: float = field(1e-8, "Adam's epsilon.", more_than(0))
     clip_norm: float = field(1.0, "Largest global gradient norm; 0 for no clipping.", at_least(0))
-    vision_rate: float = field(1.0, "Learning rate of the tower over the peak; 0 freezes.", at_least(0))
+    vision_rate: float = field(
+        1.0, "Learning rate of the tower over the peak; 0 freezes.", at_least(0)
+    )
     connector_rate: float = field(1.0, "The same for the connector.", at_least(0))
     decoder_rate: float = field(1.0, "The same for the decoder.", at_least(0))
 

@@ -25,7 +25,9 @@ def field(default: Any, meaning: str, *checks: Check) -> Any:
     metadata = {"meaning": meaning, "checks": checks}
     if isinstance(default, list | dict) or dataclasses.is_dataclass(default):
         return dataclasses.field(
-            default_factory=lambda: default if dataclasses.is_dataclass(default) else type(default)(default),
+            default_factory=lambda: (
+                default if dataclasses.is_dataclass(default) else type(default)(default)
+            ),
             metadata=metadata,
         )
     return dataclasses.field(default=default, metadata=metadata)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from vimoe_jax import config as config_lib
+from vimoe_jax.model.stack import in_order, plan
 from vimoe_jax.model.vlm import VLM, compute_dtype
+from vimoe_jax.moe.options import moe_layers
+from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel import rules
 
 Params = dict[str, jax.Array]
@@ -67,6 +71,19 @@ class Blueprint:
         """Sharding of every parameter on a mesh."""
         axes = self.axes()
         return {n: rules.sharding(axes[n], shape, mesh) for n, shape in self.shapes().items()}
+
+    def layers_of(self, moe: dict[str, Any]) -> dict[str, MoEStats]:
+        """The MoE reports of a forward pass by layer name ("decoder.1", …), first to last."""
+        named = {}
+        for part, reports in moe.items():
+            if part == "connector":
+                named["connector"] = jax.tree.map(lambda a: a[0], reports[0][0])
+                continue
+            kinds = moe_layers(getattr(self.config, part).moe, getattr(self.config, part).depth)
+            for i, report in enumerate(in_order(plan(kinds), reports)):
+                if report is not None:
+                    named[f"{part}.{i}"] = report
+        return named
 
     def num_parameters(self) -> int:
         """All parameters."""

@@ -68,7 +68,9 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token embeddings in the compute dtype."""
-        return jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        # Gathered over `fsdp` before the look-up: the rows it gives are split over the batch.
+        table = constrain(self.embedding[...].astype(self.dtype), ("vocab", None))
+        return constrain(jnp.take(table, tokens, axis=0), ("batch", None, None))
 
     def output_matrix(self) -> Float[Array, "V D"]:
         """The matrix whose product with a hidden state gives logits; float32."""

@@ -64,9 +64,7 @@ class MLP(nnx.Module):
         self.dtype = dtype
         num_in, _ = ACTIVATIONS[activation]
         zeros = nnx.initializers.zeros
-        self.w_in = param(
-            rngs, fan_in(in_dim), (in_dim, num_in, mlp_dim), ("embed", None, "mlp")
-        )
+        self.w_in = param(rngs, fan_in(in_dim), (in_dim, num_in, mlp_dim), ("embed", None, "mlp"))
         self.w_out = param(rngs, fan_in(mlp_dim, out_scale), (mlp_dim, out_dim), ("mlp", "embed"))
         if bias:
             self.b_in = param(rngs, zeros, (num_in, mlp_dim), (None, "mlp"))

@@ -63,8 +63,12 @@ class Stack(nnx.Module):
     """
 
     def __init__(
-        self, kinds: Sequence[Hashable], make: Callable[[Hashable, nnx.Rngs], nnx.Module], *,
-        remat: str = "none", rngs: nnx.Rngs,
+        self,
+        kinds: Sequence[Hashable],
+        make: Callable[[Hashable, nnx.Rngs], nnx.Module],
+        *,
+        remat: str = "none",
+        rngs: nnx.Rngs,
     ):
         self.plan = plan(kinds)
         self.remat = remat
@@ -95,7 +99,9 @@ class Stack(nnx.Module):
             cache = [None] * len(self.segments[i]) if caches is None else caches[i]
             keys = None
             if key is not None:
-                keys = jax.random.split(jax.random.fold_in(key, i), (repeats, len(self.segments[i])))
+                keys = jax.random.split(
+                    jax.random.fold_in(key, i), (repeats, len(self.segments[i]))
+                )
 
             def body(x, xs, graph=graph):
                 state, cache, keys = xs
@@ -113,18 +119,17 @@ class Stack(nnx.Module):
             reports.append(report)
         return x, None if caches is None else new_caches, reports
 
-    def in_order(self, reports: list[list[Any]]) -> list[Any]:
-        """Unstacks what `__call__` reported: one entry a layer, first to last (None where none)."""
-        layers = []
-        for (_, repeats), segment in zip(self.plan, reports, strict=True):
-            for r in range(repeats):
-                layers += [jax.tree.map(lambda a, r=r: a[r], report) for report in segment]
-        return layers
+
+def in_order(segments: Sequence[Segment], reports: list[list[Any]]) -> list[Any]:
+    """Unstacks what a `Stack` reported: one entry a layer, first to last (None where none)."""
+    layers = []
+    for (_, repeats), segment in zip(segments, reports, strict=True):
+        for r in range(repeats):
+            layers += [jax.tree.map(lambda a, r=r: a[r], report) for report in segment]
+    return layers
 
 
-def _stacked(
-    make: Callable[[nnx.Rngs], nnx.Module], repeats: int, rngs: nnx.Rngs
-) -> nnx.Module:
+def _stacked(make: Callable[[nnx.Rngs], nnx.Module], repeats: int, rngs: nnx.Rngs) -> nnx.Module:
     """`repeats` independently initialised copies of a layer, stacked along a new first axis."""
 
     def init(key: jax.Array) -> nnx.State:

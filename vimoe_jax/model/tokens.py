@@ -38,9 +38,7 @@ def row_segments(
     return jnp.concatenate([picture, segments], 1), jnp.concatenate([seen, used], 1)
 
 
-def attention_mask(
-    segments: Int[Array, "B S"], valid: Bool[Array, "B S"]
-) -> Bool[Array, "B S S"]:
+def attention_mask(segments: Int[Array, "B S"], valid: Bool[Array, "B S"]) -> Bool[Array, "B S S"]:
     """Causal; a token sees the picture (segment -1) and its own segment, nothing else.
 
     A padding token sees itself, which keeps its softmax finite; nobody sees it.

@@ -51,8 +51,14 @@ class VisionTower(nnx.Module):
     """
 
     def __init__(
-        self, c: Vision, image_size: int, patch_size: int, *,
-        dtype: jnp.dtype, remat: str, rngs: nnx.Rngs,
+        self,
+        c: Vision,
+        image_size: int,
+        patch_size: int,
+        *,
+        dtype: jnp.dtype,
+        remat: str,
+        rngs: nnx.Rngs,
     ):
         self.patch_size, self.dtype = patch_size, dtype
         pixels, patches = patch_size * patch_size * 3, (image_size // patch_size) ** 2

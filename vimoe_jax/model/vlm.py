@@ -42,9 +42,7 @@ class VLM(nnx.Module):
     which sees the picture and itself only; a segment's first token has position P.
     """
 
-    def __init__(
-        self, c: config_lib.Model, vocab_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
+    def __init__(self, c: config_lib.Model, vocab_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config = c
         self.num_patches = (c.image_size // c.patch_size) ** 2
         both = dict(dtype=dtype, remat=c.remat, rngs=rngs)
@@ -112,19 +110,6 @@ class VLM(nnx.Module):
         """Next-token logits, float32."""
         matrix = self.decoder.output_matrix().astype(hidden.dtype)
         return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
-
-    def moe_layers(self, moe: dict[str, Any]) -> dict[str, MoEStats]:
-        """Reports by layer name ("decoder.1", …), in order; for reading outside compiled code."""
-        stacks = {"vision": self.vision.blocks, "decoder": self.decoder.blocks}
-        named = {}
-        for part, reports in moe.items():
-            if part == "connector":
-                named["connector"] = jax.tree.map(lambda a: a[0], reports[0][0])
-                continue
-            for i, report in enumerate(stacks[part].in_order(reports)):
-                if report is not None:
-                    named[f"{part}.{i}"] = report
-        return named
 
 
 def _present(moe: dict[str, Any]) -> dict[str, Any]:

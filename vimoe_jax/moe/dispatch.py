@@ -100,7 +100,9 @@ def _rows(table: Float[Array, "G N D"], index: Int[Array, "G *any"]) -> Float[Ar
 
 @jax.custom_vjp
 def _dispatch(
-    x: Float[Array, "G M D"], slot_of_choice: Int[Array, "G M K"], choice_of_slot: Int[Array, "G EC"]
+    x: Float[Array, "G M D"],
+    slot_of_choice: Int[Array, "G M K"],
+    choice_of_slot: Int[Array, "G EC"],
 ) -> Float[Array, "G EC D"]:
     # The sentinel M·K divides to M, which is out of range: a zero row.
     return _rows(x, choice_of_slot // slot_of_choice.shape[-1])

@@ -49,9 +49,7 @@ class Experts(nnx.Module):
         e, d, f = num_experts, in_dim, mlp_dim
         zeros = nnx.initializers.zeros
         self.w_in = param(rngs, fan_in(d), (e, d, num_in, f), ("experts", "embed", None, "mlp"))
-        self.w_out = param(
-            rngs, fan_in(f, out_scale), (e, f, out_dim), ("experts", "mlp", "embed")
-        )
+        self.w_out = param(rngs, fan_in(f, out_scale), (e, f, out_dim), ("experts", "mlp", "embed"))
         if bias:
             self.b_in = param(rngs, zeros, (e, num_in, f), ("experts", None, "mlp"))
             self.b_out = param(rngs, zeros, (e, out_dim), ("experts", None))

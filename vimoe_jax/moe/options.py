@@ -15,9 +15,12 @@ class MoEOptions:
 
     num_experts: int = field(0, "E, experts a layer; 0 for a dense model.", at_least(0))
     experts_per_token: int = field(2, "K, experts each token is sent to.", at_least(1))
-    mlp_dim: int = field(0, "F, hidden width of one expert; 0 takes the dense layer's.", at_least(0))
+    mlp_dim: int = field(
+        0, "F, hidden width of one expert; 0 takes the dense layer's.", at_least(0)
+    )
     placement: str | tuple[int, ...] = field(
-        "every_2", "Which layers: 'all', 'every_N' (N-1, 2N-1, …), 'last_N' of the odd ones, or a list."
+        "every_2",
+        "Which layers: 'all', 'every_N' (N-1, 2N-1, …), 'last_N' of the odd ones, or a list.",
     )
     capacity_factor: float = field(
         1.25, "Slots an expert has over an even share, in training.", more_than(0)
@@ -26,7 +29,9 @@ class MoEOptions:
         1024, "M, tokens that compete for the same slots; never depends on devices.", at_least(1)
     )
     dispatcher: str = field("gather", "How tokens reach experts.", one_of(*DISPATCHERS))
-    batch_priority: bool = field(False, "Batch-prioritized routing: overflow drops the lowest gates.")
+    batch_priority: bool = field(
+        False, "Batch-prioritized routing: overflow drops the lowest gates."
+    )
     renormalize: bool = field(True, "Divide the chosen K gates by their sum.")
     noise_std: float = field(1.0, "Router noise in training is N(0, (noise_std/E)^2).", at_least(0))
     importance_weight: float = field(0.005, "Weight of V-MoE's importance loss.", at_least(0))

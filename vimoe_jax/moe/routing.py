@@ -29,9 +29,7 @@ class Assignment:
     weight: Float[Array, "G M K"]
 
 
-def capacity(
-    tokens: int, num_experts: int, k: int, factor: float, *, multiple_of: int = 4
-) -> int:
+def capacity(tokens: int, num_experts: int, k: int, factor: float, *, multiple_of: int = 4) -> int:
     """C = ⌈M·K·factor/E⌉, rounded up to a multiple and never more than the tokens (V-MoE §2.2).
 
     The factor is taken as the decimal it was written as: `ceil(100 * 1.1 / 10)` is 12 in floats and

@@ -14,9 +14,7 @@ from vimoe_jax.parallel import rules
 Initializer = Callable[..., jax.Array]
 
 
-def param(
-    rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: rules.Axes
-) -> nnx.Param:
+def param(rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: rules.Axes) -> nnx.Param:
     """A float32 parameter whose `axes` metadata names each dimension (None: never split)."""
     if len(shape) != len(axes):
         raise ValueError(f"{len(axes)} axes {axes} for a parameter of shape {shape}")

@@ -116,9 +116,7 @@ def make_loss_step(blueprint: Blueprint, mesh: Mesh) -> Callable[[Params, Batch]
 
 def _microbatches(batch: Batch, count: int) -> Batch:
     """(B, …) -> (count, B/count, …), rows dealt out in turn: each device keeps its own rows."""
-    return {
-        name: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()
-    }
+    return {name: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
 
 
 def _mean_losses(moe: Any, accumulate: int) -> Any:

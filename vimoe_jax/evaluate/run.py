@@ -1,0 +1,164 @@
+"""All scores of one split: generated answers, their metrics and floors, the experts' load."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vimoe_jax.data import pipeline, sources
+from vimoe_jax.data.images import decode as decode_image
+from vimoe_jax.evaluate import captions, vqa
+from vimoe_jax.evaluate import predictions as predictions_lib
+from vimoe_jax.evaluate.decode import make_greedy
+from vimoe_jax.evaluate.predictions import Prediction
+from vimoe_jax.model.blueprint import Params
+from vimoe_jax.model.tokens import TokenKind
+from vimoe_jax.parallel.mesh import to_mesh
+from vimoe_jax.parallel.rules import use_mesh
+from vimoe_jax.train.guard import Interrupt
+from vimoe_jax.train.log import Progress
+from vimoe_jax.train.loop import fixed_batches
+from vimoe_jax.train.setup import Run, write_json
+
+THUMBNAIL = 192  # pixels
+
+
+class Interrupted(Exception):
+    """A signal came; nothing of this split was written."""
+
+
+def evaluate_split(
+    run: Run, params: Params, split: str, *, interrupt: Interrupt | None = None
+) -> dict[str, float]:
+    """Scores a split and leaves `DIR/eval/SPLIT/` (predictions, thumbnails, experts' load).
+
+    Returns:
+      Metrics by name, without prefix: `vqa/accuracy`, `vqa/floor_per_type`, `caption/cider`, …
+
+    Raises:
+      Interrupted: a signal came meanwhile.
+      UserError: the split does not exist.
+    """
+    source = sources.open_source(run.config.data, split)
+    out = run.workdir / "eval" / (split or "all")
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    predictions = predict(run, params, source, interrupt=interrupt, name=split)
+    predictions_lib.write(out / "predictions.jsonl", predictions)
+    metrics = vqa.score(predictions) | captions.score(predictions)
+    metrics |= vqa.floors(list(sources.questions(run.train_source)), predictions)
+    _thumbnails(out / "images", source, predictions, run.config.eval.thumbnails)
+    experts = expert_report(run, params, source)
+    if experts["layers"]:
+        write_json(out / "experts.json", experts)
+    write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def predict(
+    run: Run,
+    params: Params,
+    source: Any,
+    *,
+    interrupt: Interrupt | None = None,
+    name: str = "",
+) -> list[Prediction]:
+    """Greedy answers to every question of a source, in order."""
+    c, tokenizer = run.config, run.tokenizer
+    greedy = jax.jit(
+        make_greedy(
+            run.blueprint,
+            run.mesh,
+            max_new_tokens=c.eval.max_new_tokens,
+            eos_id=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
+        )
+    )
+    batches = pipeline.eval_batches(
+        source,
+        tokenizer,
+        image_size=c.model.image_size,
+        prompt_length=c.data.prompt_length,
+        batch_size=c.eval.batch_size,
+        resize=c.data.resize,
+        limit=c.eval.limit,
+    )
+    pictures = min(len(source), c.eval.limit or len(source))
+    progress, shown = (
+        Progress(pictures, 0, f"evaluating {name or 'all'}: picture"),
+        time.monotonic(),
+    )
+    predictions = []
+    for batch, items in batches:
+        if interrupt:
+            raise Interrupted
+        keys = ("image", "tokens", "length", "valid")
+        answers = np.asarray(greedy(params, to_mesh({k: batch[k] for k in keys}, run.mesh)))
+        for ids, (index, qa) in zip(answers.tolist(), items, strict=False):
+            predictions.append(
+                Prediction(
+                    record_id=qa.id.rsplit("/", 1)[0],
+                    record_index=index,
+                    qa_id=qa.id,
+                    task=qa.task,
+                    type=qa.type,
+                    question=qa.question,
+                    answers=qa.answers,
+                    prediction=tokenizer.decode(ids),
+                )
+            )
+        if time.monotonic() - shown > 10 or (sys.stderr.isatty() and items):
+            shown = time.monotonic()
+            progress.show(min(items[-1][0] + 1, pictures), f"{len(predictions)} questions")
+    for message in getattr(batches, "skipped", []):
+        progress.say(f"warning: skipped {message}")
+    return predictions
+
+
+def expert_report(run: Run, params: Params, source: Any, batches: int = 4) -> dict[str, Any]:
+    """Load, drops and entropy of each MoE layer over a few batches, with evaluation's routing."""
+
+    def forward(params: Params, batch: dict[str, jax.Array]) -> Any:
+        with use_mesh(run.mesh):
+            return run.blueprint.build(params)(batch).moe
+
+    total = None
+    if run.blueprint.num_active_parameters() < run.blueprint.num_parameters():
+        step = jax.jit(forward)
+        for batch in fixed_batches(run, source, batches):
+            report = jax.device_get(step(params, to_mesh(batch, run.mesh)))
+            total = report if total is None else jax.tree.map(np.add, total, report)
+    layers = []
+    for name, report in run.blueprint.layers_of(total or {}).items():
+        routed = np.asarray(report.routed)
+        by_kind = routed / np.maximum(routed.sum(-1, keepdims=True), 1)
+        layers.append(
+            {
+                "name": name,
+                "load": np.asarray(report.load()).tolist(),
+                "drop_fraction": float(report.drop_fraction()),
+                "entropy": float(report.mean_entropy()),
+                "by_kind": {
+                    kind.name.lower(): by_kind[kind].tolist()
+                    for kind in TokenKind
+                    if routed[kind].sum()
+                },
+            }
+        )
+    return {"layers": layers}
+
+
+def _thumbnails(directory: Path, source: Any, predictions: list[Prediction], count: int) -> None:
+    """Saves pictures spread evenly over the split."""
+    from PIL import Image
+
+    for old in directory.glob("*.png"):
+        old.unlink()
+    indices = sorted({p.record_index for p in predictions})
+    for index in indices[:: max(1, len(indices) // max(count, 1))][:count]:
+        pixels = decode_image(source[index].image, THUMBNAIL, "pad", name=str(index))
+        Image.fromarray(pixels).save(directory / f"{index}.png")

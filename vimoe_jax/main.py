@@ -1,0 +1,114 @@
+"""The main job: trains from a config, resumes, evaluates, reports.
+
+python -m vimoe_jax.main --config=configs/moe_small.py [--workdir=DIR] [--config.FIELD=VALUE …]
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vimoe_jax import cli
+from vimoe_jax.config import describe, load
+from vimoe_jax.errors import UserError, exit_on_user_error
+
+_HELP = """\
+usage: python -m vimoe_jax.main --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+Trains the model that FILE describes, then answers the test splits and writes DIR/report.html.
+Run again with the same DIR to resume; SIGTERM or Ctrl-C saves and stops.
+
+  --config=FILE           a Python file with get_config(), such as configs/moe_small.py
+  --workdir=DIR           where everything is written; runs/NAME-OF-THE-CONFIG if not given
+  --config.FIELD=VALUE    overrides a field, for example --config.train.steps=100
+
+Fields, with their defaults:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or "--help" in argv or "-h" in argv:
+        print(_HELP + "\n".join(describe()))
+        return 0 if argv else 2
+    options, overrides = cli.parse(argv, ("config", "workdir"))
+    if "config" not in options:
+        raise UserError("--config: which config file? (for example --config=configs/moe_small.py)")
+    config = load(options["config"], overrides)
+    workdir = Path(options.get("workdir") or f"runs/{Path(options['config']).stem}")
+    command = f"python -m vimoe_jax.main {shlex.join(argv)}"
+    return _run(config, workdir, command)
+
+
+def _run(config, workdir: Path, command: str) -> int:
+    from vimoe_jax.train.guard import Interrupt
+
+    with Interrupt() as interrupt:
+        import jax
+
+        from vimoe_jax.train import setup
+        from vimoe_jax.train.loop import Trainer
+
+        jax.config.update("jax_debug_nans", config.train.debug_nans)
+        run = setup.start(config, workdir)
+        sizes = run.blueprint.num_parameters(), run.blueprint.num_active_parameters()
+        print(
+            f"{workdir}: {sizes[0]:,} parameters, {sizes[1]:,} active, on {setup.device_name()}",
+            file=sys.stderr,
+        )
+        trainer = Trainer(run, interrupt)
+        if trainer.train() and _evaluate(run, trainer, interrupt):
+            trainer.checkpoints.close()
+            return 0
+        trainer.checkpoints.close()
+        print(f"stopped by {interrupt.signal}; to resume: {command}", file=sys.stderr)
+        return 0
+
+
+def _evaluate(run, trainer, interrupt) -> bool:
+    """Scores the test splits and writes the report; False if a signal came meanwhile."""
+    from vimoe_jax.evaluate import report
+    from vimoe_jax.evaluate.run import Interrupted, evaluate_split
+    from vimoe_jax.train.log import MetricWriter
+    from vimoe_jax.train.setup import device_name, write_json
+
+    c, step = run.config, int(trainer.state.step)
+    summary = {
+        "parameters": run.blueprint.num_parameters(),
+        "active_parameters": run.blueprint.num_active_parameters(),
+        "steps": step,
+        "train_seconds": round(trainer.position["seconds"], 1),
+        "device": device_name(),
+    }
+    write_json(run.workdir / "summary.json", summary)
+    if c.eval.at_end:
+        metrics = {}
+        params = trainer.state.all_params()
+        try:
+            for i, split in enumerate(c.data.test_splits):
+                prefix = "eval" if i == 0 else f"eval_{split.removeprefix('test_')}"
+                scores = evaluate_split(run, params, split, interrupt=interrupt)
+                metrics |= {f"{prefix}/{name}": value for name, value in scores.items()}
+        except Interrupted:
+            return False
+        writer = MetricWriter(run.workdir, step)
+        writer.write(step, metrics)
+        writer.close()
+        _print_scores(metrics)
+    print(f"report: {report.write_report(run.workdir)}")
+    return True
+
+
+def _print_scores(metrics: dict[str, float]) -> None:
+    shown = ("vqa/accuracy", "vqa/floor_majority", "vqa/floor_per_type", "caption/cider")
+    for name, value in metrics.items():
+        if name.split("/", 1)[1] in shown:
+            print(f"{name} = {value:.4f}")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        sys.exit(main())

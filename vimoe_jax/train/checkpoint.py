@@ -1,0 +1,204 @@
+"""Checkpoints: asynchronous, newest and best kept, the position in the data inside.
+
+`DIR/checkpoints/STEP/` holds `state` (all arrays of the `TrainState`) and `data` (JSON: how many
+batches were consumed). A save is atomic: a step directory either is whole or does not exist.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from vimoe_jax.config import Checkpoint
+from vimoe_jax.errors import UserError
+from vimoe_jax.train.state import TrainState
+
+_METRIC = "val/loss"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, directory: Path, c: Checkpoint):
+        self.directory = directory.absolute()
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        keep: list[Any] = [policies.LatestN(c.keep_last)]
+        if c.keep_best:
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=lambda m: m[_METRIC],
+                    reverse=True,  # ascending quality: the last of the sorted are kept
+                    n=c.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        with _clear_errors(self.directory):
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.AnyPreservationPolicy(keep),
+                    enable_async_checkpointing=True,
+                ),
+            )
+
+    def save(self, state: TrainState, data: dict[str, int], val_loss: float | None = None) -> None:
+        """Starts writing; returns once the arrays are copied off the device.
+
+        Args:
+          state: what to save, at its own step.
+          data: position in the data.
+          val_loss: if it was taken at this very step, the checkpoint takes part in "best".
+
+        Raises:
+          UserError: this or an earlier save failed (disk full, no permission).
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        with _clear_errors(self.directory):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)
+                ),
+                metrics=None if val_loss is None else {_METRIC: val_loss},
+            )
+
+    def wait(self) -> None:
+        """Returns when everything is on disk.
+
+        Raises:
+          UserError: a save failed.
+        """
+        with _clear_errors(self.directory):
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits, and ends the manager's threads."""
+        with _clear_errors(self.directory):
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps that have a whole checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step of lowest validation loss, or the newest if none was measured."""
+        steps = self.steps()
+        scored = [(m[_METRIC], s) for s in steps if (m := self._manager.metrics(s))]
+        return min(scored)[1] if scored else (steps[-1] if steps else None)
+
+    def restore(
+        self, shapes: TrainState, step: int | None = None
+    ) -> tuple[TrainState, dict[str, int]] | None:
+        """Reads a checkpoint onto the devices that `shapes` names.
+
+        Args:
+          shapes: `jax.ShapeDtypeStruct`s with shardings.
+          step: which one; if not given, the newest that can be read. Newer ones that cannot are
+            moved to `checkpoints.unreadable/`, with a warning.
+
+        Returns:
+          The state and the position in the data, or None if there is no checkpoint.
+
+        Raises:
+          UserError: the named checkpoint, or every checkpoint, is unreadable.
+        """
+        steps = [step] if step is not None else self.steps()[::-1]
+        broken = []
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()
+        )
+        for s in steps:
+            try:
+                restored = self._manager.restore(s, args=args)
+            except Exception as e:  # Orbax and TensorStore raise many kinds, some bare
+                broken.append(f"{self.directory / str(s)}: {_short(e)}")
+                continue
+            for message in broken:
+                print(f"warning: unreadable checkpoint {message}; using step {s}", file=sys.stderr)
+            self._set_aside([n for n in steps if n > s])
+            return restored["state"], restored["data"]
+        if broken:
+            raise UserError(f"no readable checkpoint: {broken[0]}")
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Renames unreadable checkpoints, so that the run can write these steps again."""
+        for step in steps:
+            target = self.directory.parent / f"{self.directory.name}.unreadable" / str(step)
+            shutil.rmtree(target, ignore_errors=True)
+            target.parent.mkdir(exist_ok=True)
+            shutil.move(self.directory / str(step), target)
+        if steps:
+            self._manager.reload()
+
+    def read_params(self, shapes: dict[str, Any], step: int | None = None) -> dict[str, jax.Array]:
+        """Only the parameters of a checkpoint, trainable and frozen together (for evaluation).
+
+        Raises:
+          UserError: there is no checkpoint, or it cannot be read or is another model's.
+        """
+        step = step if step is not None else self.best_step()
+        if step is None:
+            raise UserError(f"{self.directory}: no checkpoint here")
+        try:
+            with ocp.PyTreeCheckpointer() as reader:
+                path = self.directory / str(step) / "state"
+                found = reader.metadata(path).item_metadata.tree
+                groups = {
+                    g: {n: shapes[n] for n in found.get(g) or {}} for g in ("params", "frozen")
+                }
+                restored = reader.restore(
+                    path,
+                    ocp.args.PyTreeRestore(
+                        item=groups,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(groups),
+                        partial_restore=True,
+                    ),
+                )
+        except KeyError as e:
+            raise UserError(f"{path}: parameter {e} is not one of this configuration") from None
+        except Exception as e:
+            raise UserError(f"{self.directory / str(step)}: {_short(e)}") from None
+        params = {**restored["params"], **restored["frozen"]}
+        if missing := sorted(set(shapes) - set(params)):
+            raise UserError(f"{path}: has no parameter {missing[0]!r} ({len(missing)} missing)")
+        return params
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "…"
+
+
+@contextlib.contextmanager
+def _clear_errors(directory: Path) -> Iterator[None]:
+    """Turns what the file system refuses into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as e:
+        raise UserError(f"{e.filename or directory}: {e.strerror or e}") from None
+    except Exception as e:
+        # TensorStore reports the file system's errors as text inside ValueErrors.
+        free = shutil.disk_usage(directory).free if directory.exists() else 0
+        text = str(e)
+        if "No space left" in text or "ENOSPC" in text or free < 1 << 20:
+            raise UserError(
+                f"{directory}: disk full ({errno.errorcode[errno.ENOSPC]}); "
+                "earlier checkpoints are whole; free some space and run the same command again"
+            ) from None
+        raise UserError(f"{directory}: checkpoint not written: {_short(e)}") from None

@@ -1,0 +1,90 @@
+"""What a run says of itself: `metrics.jsonl`, TensorBoard files, lines on the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class MetricWriter:
+    """Appends one JSON object a line to `metrics.jsonl`, and the same numbers to TensorBoard.
+
+    A run that resumes at step n first drops every line of a later step (those steps are about to be
+    done again), and a last line that a crash left torn.
+    """
+
+    def __init__(self, workdir: Path, resume_step: int):
+        self.path = workdir / "metrics.jsonl"
+        _keep_until(self.path, resume_step)
+        self._file = open(self.path, "a", encoding="utf-8")
+        from tensorboardX import SummaryWriter
+
+        # TensorBoard drops the events of steps that are written again after `purge_step`.
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step or None)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line; values that are not finite are written as null, which JSON can hold."""
+        clean = {n: v if math.isfinite(v) else None for n, v in metrics.items()}
+        self._file.write(json.dumps({"step": step, **clean}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both."""
+        self._file.close()
+        self._events.close()
+
+
+def _keep_until(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                continue
+        except (ValueError, KeyError, TypeError):
+            continue
+        kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(b"".join(kept))
+    os.replace(temporary, path)
+
+
+class Progress:
+    """One line about the run: redrawn in place on a terminal, appended now and then in a log."""
+
+    def __init__(self, total: int, start: int, what: str = "step"):
+        self.total, self.what = total, what
+        self._terminal = sys.stderr.isatty()
+        self._start, self._since = start, time.monotonic()
+
+    def show(self, step: int, text: str) -> None:
+        """Shows the step, the text, and the time left at the mean speed since the start."""
+        done, seconds = step - self._start, time.monotonic() - self._since
+        left = (self.total - step) * seconds / done if done else math.nan
+        line = f"{self.what} {step}/{self.total} · {text} · {_duration(left)} left"
+        print(
+            f"\r\033[K{line}" if self._terminal else line,
+            file=sys.stderr,
+            flush=True,
+            end="" if self._terminal and step < self.total else "\n",
+        )
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, s = divmod(int(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

@@ -1,0 +1,155 @@
+"""From a configuration and a workdir to everything the loop and the evaluation run with."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from vimoe_jax import config as config_lib
+from vimoe_jax import schema
+from vimoe_jax.config import Config
+from vimoe_jax.data import sources
+from vimoe_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
+from vimoe_jax.errors import UserError
+from vimoe_jax.model.blueprint import Blueprint, vocabulary
+from vimoe_jax.parallel.mesh import make_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run's fixed parts."""
+
+    config: Config
+    workdir: Path
+    tokenizer: Tokenizer
+    blueprint: Blueprint
+    mesh: Mesh
+
+    @functools.cached_property
+    def train_source(self) -> Any:
+        """The split trained on, opened when first asked for."""
+        return sources.open_source(self.config.data, self.config.data.train_split)
+
+
+def start(c: Config, workdir: Path) -> Run:
+    """Makes or reopens a workdir: `config.json`, `tokenizer.model`.
+
+    Raises:
+      UserError: the workdir holds a run of another model, or cannot be written.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    saved = workdir / "config.json"
+    if saved.exists():
+        _check_same_model(config_lib.from_json(saved), c, saved)
+    write_json(saved, schema.to_dict(c))
+    tokenizer = _tokenizer(c, workdir)
+    return _run(c, workdir, tokenizer)
+
+
+def reopen(workdir: Path, overrides: list[tuple[str, str]]) -> Run:
+    """The run of an existing workdir, with some fields changed (for evaluation).
+
+    Raises:
+      UserError: not a workdir of a run, or an override that does not fit.
+    """
+    import ml_collections
+
+    saved = config_lib.from_json(workdir / "config.json")
+    values = ml_collections.ConfigDict(schema.to_dict(saved))
+    for name, text in overrides:
+        schema.apply_override(values, name, text)
+    c = config_lib.resolve(values.to_dict())
+    return _run(c, workdir, SentencePieceTokenizer.load(workdir / "tokenizer.model"))
+
+
+def _run(c: Config, workdir: Path, tokenizer: Tokenizer) -> Run:
+    vocab_size = vocabulary(c.model, tokenizer.vocab_size)
+    if vocab_size < tokenizer.vocab_size:
+        raise UserError(
+            f"config.model.decoder.vocab_size: {vocab_size} is less than the tokenizer's "
+            f"{tokenizer.vocab_size}"
+        )
+    mesh = make_mesh(schema.to_dict(c.mesh))
+    rows = mesh.size // mesh.shape["tensor"]
+    microbatch = c.train.batch_size // c.train.accumulate
+    if microbatch % rows:
+        raise UserError(
+            f"config.train.batch_size: a microbatch of {microbatch} cannot be split over {rows} "
+            "devices"
+        )
+    return Run(c, workdir, tokenizer, Blueprint.create(c.model, vocab_size), mesh)
+
+
+def _tokenizer(c: Config, workdir: Path) -> Tokenizer:
+    """The workdir's own, else a copy of the configured one, else one trained on the training texts."""
+    path = workdir / "tokenizer.model"
+    if not path.exists():
+        if c.data.tokenizer:
+            SentencePieceTokenizer.load(c.data.tokenizer).save(path)
+        else:
+            source = sources.open_source(c.data, c.data.train_split)
+            train_sentencepiece(_texts(source), c.data.vocab_size).save(path)
+    return SentencePieceTokenizer.load(path)
+
+
+def _texts(source: Any) -> Iterator[str]:
+    from vimoe_jax.data.prompts import num_wordings, prompt
+
+    seen = set()
+    for qa in sources.questions(source):
+        for wording in range(num_wordings(qa.task)):
+            text = prompt(qa.task, qa.question, wording=wording)
+            if text not in seen:
+                seen.add(text)
+                yield text
+        yield from qa.answers
+
+
+def _check_same_model(old: Config, new: Config, path: Path) -> None:
+    before, after = (_flat(schema.to_dict(c.model)) for c in (old, new))
+    changed = [n for n in after if before.get(n) != after[n] and not n.endswith(_FREE)]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"config.model.{name}: {after[name]!r}, but {path} is of a run with {before[name]!r}; "
+            "another model needs another --workdir"
+        )
+
+
+# What may change within one run: nothing that decides a parameter's shape or meaning.
+_FREE = (
+    "dtype", "remat", "dispatcher", "_weight", "capacity_factor", "group_size", "noise_std",
+    "eval_experts_per_token", "batch_priority",
+)  # fmt: skip
+
+
+def _flat(values: dict[str, Any], path: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{path}{name}.")
+        else:
+            flat[path + name] = value
+    return flat
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def device_name() -> str:
+    """What the run ran on, in words."""
+    device = jax.devices()[0]
+    kind = device.device_kind if device.platform != "cpu" else f"CPU, {os.cpu_count()} cores"
+    return f"{jax.device_count()} × {kind}" if jax.device_count() > 1 else kind
