@@ -74,6 +74,10 @@ class Model:
         "What the backward pass computes again: nothing, or each layer.",
         one_of("none", "full"),
     )
+    unroll: int = field(
+        1, "Repeats of a layer pattern compiled as one: more is faster to run, slower to compile.",
+        at_least(1),
+    )
     vision: Vision = field(Vision(), "The image tower.")
     connector: Connector = field(Connector(), "Between tower and decoder.")
     decoder: Decoder = field(Decoder(), "The language model.")

@@ -48,7 +48,7 @@ class Decoder(nnx.Module):
     """Embeddings to hidden states; `logits` is the (tied or own) output head."""
 
     def __init__(
-        self, c: DecoderConfig, vocab_size: int, *, dtype: jnp.dtype, remat: str, rngs: nnx.Rngs
+        self, c: DecoderConfig, vocab_size: int, *, dtype: jnp.dtype, scan: dict[str, Any], rngs: nnx.Rngs
     ):
         self.config, self.dtype = c, dtype
         self.embedding = param(
@@ -57,7 +57,7 @@ class Decoder(nnx.Module):
         self.blocks = Stack(
             moe_layers(c.moe, c.depth),
             lambda is_moe, rngs: DecoderBlock(c, is_moe, dtype=dtype, rngs=rngs),
-            remat=remat,
+            **scan,
             rngs=rngs,
         )
         self.norm = RMSNorm(c.width, c.norm_eps, rngs=rngs)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
-from vimoe_jax.moe.experts import ACTIVATIONS
+from vimoe_jax.moe.experts import ACTIVATIONS, activate
 from vimoe_jax.parallel.parameters import fan_in, param
 from vimoe_jax.parallel.rules import constrain
 
@@ -74,11 +74,10 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... O"]:
         """Runs the MLP on every token."""
-        h = jnp.einsum("...d,dif->i...f", x.astype(self.dtype), self.w_in[...].astype(self.dtype))
+        h = jnp.einsum("...d,dif->...if", x.astype(self.dtype), self.w_in[...].astype(self.dtype))
         if self.b_in is not None:
-            b_in = self.b_in[...].astype(self.dtype)
-            h += b_in.reshape(b_in.shape[0], *(1,) * (x.ndim - 1), b_in.shape[1])
-        h = ACTIVATIONS[self.activation][1](*h)
+            h += self.b_in[...].astype(self.dtype)
+        h = activate(self.activation, h)
         out = h @ self.w_out[...].astype(self.dtype)
         return out if self.b_out is None else out + self.b_out[...].astype(self.dtype)
 

@@ -68,10 +68,11 @@ class Stack(nnx.Module):
         make: Callable[[Hashable, nnx.Rngs], nnx.Module],
         *,
         remat: str = "none",
+        unroll: int = 1,
         rngs: nnx.Rngs,
     ):
         self.plan = plan(kinds)
-        self.remat = remat
+        self.remat, self.unroll = remat, unroll
         self.segments = nnx.List(
             [
                 nnx.List([_stacked(functools.partial(make, kind), repeats, rngs) for kind in unit])
@@ -114,7 +115,7 @@ class Stack(nnx.Module):
 
             if self.remat == "full":
                 body = jax.checkpoint(body, prevent_cse=False)
-            x, (cache, report) = jax.lax.scan(body, x, (state, cache, keys), length=repeats)
+            x, (cache, report) = jax.lax.scan(body, x, (state, cache, keys), length=repeats, unroll=self.unroll)
             new_caches.append(cache)
             reports.append(report)
         return x, None if caches is None else new_caches, reports

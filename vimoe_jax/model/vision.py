@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
@@ -57,7 +59,7 @@ class VisionTower(nnx.Module):
         patch_size: int,
         *,
         dtype: jnp.dtype,
-        remat: str,
+        scan: dict[str, Any],
         rngs: nnx.Rngs,
     ):
         self.patch_size, self.dtype = patch_size, dtype
@@ -72,7 +74,7 @@ class VisionTower(nnx.Module):
         self.blocks = Stack(
             moe_layers(c.moe, c.depth),
             lambda is_moe, rngs: VisionBlock(c, is_moe, dtype=dtype, rngs=rngs),
-            remat=remat,
+            **scan,
             rngs=rngs,
         )
         self.post_norm = LayerNorm(c.width, _EPS, rngs=rngs)

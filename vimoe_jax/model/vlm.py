@@ -45,7 +45,7 @@ class VLM(nnx.Module):
     def __init__(self, c: config_lib.Model, vocab_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config = c
         self.num_patches = (c.image_size // c.patch_size) ** 2
-        both = dict(dtype=dtype, remat=c.remat, rngs=rngs)
+        both = dict(dtype=dtype, scan=dict(remat=c.remat, unroll=c.unroll), rngs=rngs)
         self.vision = VisionTower(c.vision, c.image_size, c.patch_size, **both)
         width = c.decoder.width
         mlp = dict(activation="gelu", bias=True, dtype=dtype, rngs=rngs)

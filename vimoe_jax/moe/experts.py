@@ -23,6 +23,12 @@ ACTIVATIONS: dict[str, tuple[int, Callable[..., jax.Array]]] = {
 }
 
 
+def activate(name: str, h: Float[Array, "... I F"]) -> Float[Array, "... F"]:
+    """Applies an activation to the I input projections of an MLP."""
+    num_in, function = ACTIVATIONS[name]
+    return function(*(h[..., i, :] for i in range(num_in)))
+
+
 class Experts(nnx.Module):
     """E MLPs of the same shape.
 
@@ -59,10 +65,10 @@ class Experts(nnx.Module):
     def __call__(self, x: Float[Array, "G E C D"]) -> Float[Array, "G E C O"]:
         """Each expert on its own buffer."""
         w_in, w_out = self.w_in[...].astype(self.dtype), self.w_out[...].astype(self.dtype)
-        h = jnp.einsum("gecd,edif->igecf", x.astype(self.dtype), w_in)
+        h = jnp.einsum("gecd,edif->gecif", x.astype(self.dtype), w_in)
         if self.b_in is not None:
-            h += self.b_in[...].astype(self.dtype).swapaxes(0, 1)[:, None, :, None]
-        h = ACTIVATIONS[self.activation][1](*h)
+            h += self.b_in[...].astype(self.dtype)[None, :, None]
+        h = activate(self.activation, h)
         h = constrain(h, ("expert_group", "experts", None, "mlp"))
         out = jnp.einsum("gecf,efo->geco", h, w_out)
         if self.b_out is not None:

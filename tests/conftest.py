@@ -1,0 +1,22 @@
+"""Shared set-up: eight simulated CPU devices, real data if it is there."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real datasets, or a skip that says why."""
+    path = Path(os.environ.get("VIMOE_REAL_DATA", ROOT / "../shared/data")).resolve()
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}; VIMOE_REAL_DATA names the folder")
+    return path
