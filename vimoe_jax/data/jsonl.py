@@ -1,0 +1,164 @@
+"""A user's own pictures: one JSON object a line.
+
+    {"image": "a.jpg", "task": "vqa", "question": "con mèo màu gì", "answers": ["đen"]}
+
+`task` is "caption", "vqa" or "ocr_vqa"; optional are `id`, `type` (for scores per type) and
+`split`. A caption may stand as `"caption": "…"` in place of `answers`. Paths are relative to the file.
+Lines of the same picture become one record, its captions the references of one question.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from vimoe_jax.data.records import QA, TASKS, BadRecord, Record
+from vimoe_jax.data.text import normalize
+from vimoe_jax.errors import UserError
+
+_KEYS = {"image", "task", "question", "answers", "caption", "id", "type", "split"}
+
+
+class JsonlSource:
+    """The records of a JSONL file, or of one `split` of it.
+
+    Everything but the pictures' contents is checked at opening.
+
+    Attributes:
+      skipped: a message for each bad line, `file:line: reason`.
+
+    Raises:
+      UserError: no such file, nothing left in it, or more than `max_bad` bad lines.
+    """
+
+    def __init__(self, path: str | Path, split: str | None = None, *, max_bad: int = 0):
+        self.path = Path(path)
+        self.skipped: list[str] = []
+        self._images: list[tuple[Path, list[QA]]] = []
+        unknown: Counter[str] = Counter()
+        by_image: dict[str, list[QA]] = {}
+        splits: set[str] = set()
+        for number, row in self._rows(max_bad):
+            unknown.update(set(row) - _KEYS)
+            splits.add(row.get("split", ""))
+            if split is None or row.get("split") == split:
+                by_image.setdefault(row["image"], []).append(self._qa(number, row))
+        for image, qa in by_image.items():
+            self._images.append((self.path.parent / image, _merge_captions(qa)))
+        if unknown:
+            keys = ", ".join(f"{k} ({n}×)" for k, n in sorted(unknown.items()))
+            print(f"warning: {path}: keys not used: {keys}", file=sys.stderr)
+        for message in self.skipped:
+            print(f"warning: skipped {message}", file=sys.stderr)
+        if not self._images:
+            have = ", ".join(sorted(map(repr, splits))) or "no lines at all"
+            wanted = "" if split is None else f" of split {split!r}"
+            raise UserError(f"{path}: no records{wanted} (the file has {have})")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Record:
+        path, qa = self._images[index]
+        try:
+            return Record(str(path), path.read_bytes(), tuple(qa))
+        except OSError as e:
+            raise BadRecord(f"{path}: {e.strerror}") from None
+
+    def name(self, index: int) -> str:
+        """The picture's path."""
+        return str(self._images[index][0])
+
+    def questions(self) -> Iterator[QA]:
+        """All questions, without opening pictures."""
+        for _, qa in self._images:
+            yield from qa
+
+    def _rows(self, max_bad: int) -> Iterator[tuple[int, dict]]:
+        """Checked lines with their numbers; bad ones go to `skipped`."""
+        try:
+            file = open(self.path, "rb")
+        except OSError as e:
+            raise UserError(f"{self.path}: {e.strerror}") from None
+        exists: dict[str, bool] = {}
+        with file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                row, complaint = _parse(line)
+                if complaint is None:
+                    image = row["image"]
+                    if image not in exists:
+                        exists[image] = (self.path.parent / image).is_file()
+                    if exists[image]:
+                        yield number, row
+                        continue
+                    complaint = f"image: no such file: {image}"
+                message = f"{self.path}:{number}: {complaint}"
+                if len(self.skipped) >= max_bad:
+                    note = f" (config.data.max_skipped = {max_bad})" if max_bad else ""
+                    raise UserError(message + note)
+                self.skipped.append(message)
+
+    def _qa(self, number: int, row: dict) -> QA:
+        return QA(
+            id=str(row.get("id", f"line{number}")),
+            task=row["task"],
+            question=row.get("question", ""),
+            answers=tuple(row["answers"]),
+            type=row.get("type", ""),
+        )
+
+
+def _merge_captions(qa: list[QA]) -> list[QA]:
+    """All captions of a picture as one QA with several references, where the first one stood."""
+    captions = [q for q in qa if q.task == "caption"]
+    if len(captions) < 2:
+        return qa
+    answers = tuple(dict.fromkeys(a for q in captions for a in q.answers))
+    merged = dataclasses.replace(captions[0], answers=answers)
+    return [
+        merged if q is captions[0] else q for q in qa if q.task != "caption" or q is captions[0]
+    ]
+
+
+def _parse(line: bytes) -> tuple[dict, str | None]:
+    """A line as a dict, and what is wrong with it (None if nothing is)."""
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return {}, "not UTF-8"
+    except json.JSONDecodeError as e:
+        return {}, f"broken JSON: {e.msg} at column {e.colno}"
+    except RecursionError:
+        return {}, "broken JSON: nested too deeply"
+    if not isinstance(row, dict):
+        return {}, "not a JSON object"
+    if row.get("task") == "caption" and "answers" not in row and "caption" in row:
+        row["answers"] = [row["caption"]]
+    return row, _complaint(row)
+
+
+def _complaint(row: dict) -> str | None:
+    for key in ("image", "task", "question", "type", "split"):
+        if key in row and not isinstance(row[key], str):
+            return f"{key}: must be a string"
+    for key in ("image", "task", "answers"):
+        if not row.get(key):
+            return f"{key}: missing or empty"
+    if "\0" in row["image"]:
+        return "image: not a path"
+    if row["task"] not in TASKS:
+        return f"task: must be one of {', '.join(TASKS)}, not {row['task']!r}"
+    answers = row["answers"]
+    if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
+        return "answers: must be a list of strings"
+    if not all(map(normalize, answers)):
+        return "answers: an answer is empty"
+    if row["task"] != "caption" and not normalize(row.get("question", "")).rstrip("? "):
+        return "question: missing or empty"
+    return None

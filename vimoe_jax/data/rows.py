@@ -1,0 +1,137 @@
+"""Records to rows: one picture and as many of its questions as fit, side by side.
+
+Each question is a *segment* that sees the picture and itself only, so that a row gives the loss its
+questions would give in rows of their own, for the price of one picture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from vimoe_jax.data import images, prompts
+from vimoe_jax.data.records import BadRecord, Record, Source
+from vimoe_jax.data.tokenizer import Tokenizer
+
+Row = dict[str, np.ndarray]
+
+
+class _Cache(dict):
+    """Decoded pictures by record; a copy sent to a worker process starts empty."""
+
+    def __reduce__(self):
+        return _Cache, ()
+
+
+@dataclasses.dataclass(frozen=True)
+class RowMaker:
+    """Builds training rows; picklable, for Grain's worker processes.
+
+    Attributes:
+      source: records.
+      tokenizer: of questions and answers.
+      image_size: pixels on a side.
+      text_length: S, text tokens of a row.
+      resize: how a picture becomes square (`images.decode`).
+      max_questions: at most so many segments; 0 for as many as fit.
+      vary_prompts: draw the prompt's wording, in place of the one used at evaluation.
+      cache_images: keep decoded pictures in memory.
+    """
+
+    source: Source
+    tokenizer: Tokenizer
+    image_size: int
+    text_length: int
+    resize: str = "squash"
+    max_questions: int = 0
+    vary_prompts: bool = False
+    cache_images: bool = False
+    _cache: _Cache = dataclasses.field(default_factory=_Cache)
+
+    def __call__(self, index: int, seed: int) -> Row:
+        """The row of a record; the seed decides questions, their order, answers and wordings.
+
+        Returns:
+          image (H, W, 3) uint8; tokens, targets, segments, positions (S,) int32; weights (S,)
+          float32; record () int32; truncated () int32, segments cut at the row's end; skipped ()
+          bool: the record is bad and the row is all padding.
+        """
+        try:
+            record = self.source[index]
+            pixels = self._pixels(index, record)
+            segments = self._segments(record, np.random.default_rng(seed))
+        except BadRecord:
+            pixels, segments = None, []
+        return self._fill(index, pixels, segments)
+
+    def _pixels(self, index: int, record: Record) -> np.ndarray:
+        if index in self._cache:
+            return self._cache[index]
+        pixels = images.decode(record.image, self.image_size, self.resize, name=record.id)
+        if self.cache_images:
+            self._cache[index] = pixels
+        return pixels
+
+    def _segments(self, record: Record, rng: np.random.Generator) -> list[prompts.Segment]:
+        """Segments in random order until the row is full; one that is too long is passed over."""
+        chosen: list[prompts.Segment] = []
+        room = self.text_length
+        order = rng.permutation(len(record.qa))
+        for i in order:
+            qa = record.qa[i]
+            answer = int(rng.integers(len(qa.answers)))
+            wordings = prompts.num_wordings(qa.task) if self.vary_prompts else 1
+            wording = int(rng.integers(wordings))
+            s = prompts.segment(qa, self.tokenizer, answer=answer, wording=wording)
+            if len(s.tokens) > room:
+                if chosen:
+                    continue
+                s = s.cut(room)  # longer than a whole row: its beginning is better than nothing
+            chosen.append(s)
+            room -= len(s.tokens)
+            if len(chosen) == self.max_questions:
+                break
+        return chosen
+
+    def _fill(
+        self, index: int, pixels: np.ndarray | None, segments: Sequence[prompts.Segment]
+    ) -> Row:
+        size, length = self.image_size, self.text_length
+        row = {
+            "image": np.zeros((size, size, 3), np.uint8) if pixels is None else pixels,
+            "tokens": np.full((length,), self.tokenizer.pad_id, np.int32),
+            "targets": np.full((length,), self.tokenizer.pad_id, np.int32),
+            "weights": np.zeros((length,), np.float32),
+            "segments": np.zeros((length,), np.int32),
+            "positions": np.zeros((length,), np.int32),
+            "record": np.int32(index),
+            "skipped": np.bool_(pixels is None),
+            "truncated": np.int32(0),
+        }
+        start = 0
+        for number, s in enumerate(segments, 1):
+            place = slice(start, start + len(s.tokens))
+            row["tokens"][place] = s.tokens
+            row["targets"][place] = s.targets
+            row["weights"][place] = s.weights
+            row["segments"][place] = number
+            row["positions"][place] = np.arange(len(s.tokens))
+            row["truncated"] += np.int32(s.targets[-1] != self.tokenizer.eos_id)
+            start = place.stop
+        return row
+
+
+def describe(source: Source, index: int) -> str:
+    """Why a record is skipped: the complaint it raises when it is used again."""
+    try:
+        record = source[index]
+        images.decode(record.image, 8, name=record.id)
+        for qa in record.qa:
+            prompts.prompt(qa.task, qa.question)
+            if not all(answer.strip() for answer in qa.answers):
+                raise BadRecord(f"{record.id}: {qa.id}: empty answer")
+    except BadRecord as e:
+        return str(e)
+    return f"record {index}: no question that can be used"

@@ -1,0 +1,203 @@
+"""Tokenizers behind one interface, and the command that trains a SentencePiece model.
+
+python -m vimoe_jax.data.tokenizer --input=FILE[,FILE…] --vocab_size=N --out=FILE
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from vimoe_jax import cli
+from vimoe_jax.data.text import normalize
+from vimoe_jax.errors import UserError, exit_on_user_error
+
+PAD, EOS, UNK, BOS, IMAGE = "<pad>", "</s>", "<unk>", "<s>", "<image>"
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back; ids are in [0, vocab_size)."""
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int
+    image_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the normalised text, nothing added."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids before the first end token, special ids left out."""
+        ...
+
+    def save(self, path: str | Path) -> None:
+        """Writes what `load` reads."""
+        ...
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model: pad is 0, end 1, unknown 2, begin 3, image 4."""
+
+    def __init__(self, proto: bytes):
+        import sentencepiece
+
+        self._proto = proto
+        self._model = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        self.vocab_size = self._model.get_piece_size()
+        self.pad_id, self.eos_id, self.unk_id, self.bos_id = 0, 1, 2, 3
+        self.image_id = self._model.piece_to_id(IMAGE)
+        found = [self._model.pad_id(), self._model.eos_id(), self._model.unk_id()]
+        if found != [0, 1, 2] or self.image_id == self.unk_id:
+            raise ValueError(f"needs ids 0, 1, 2 for {PAD}, {EOS}, {UNK} and a piece {IMAGE}")
+
+    def __reduce__(self):
+        return SentencePieceTokenizer, (self._proto,)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SentencePieceTokenizer:
+        """Reads a `.model` file.
+
+        Raises:
+          UserError: no such file, or not such a model.
+        """
+        try:
+            return cls(Path(path).read_bytes())
+        except OSError as e:
+            raise UserError(f"{path}: {e.strerror}") from None
+        except (RuntimeError, ValueError) as e:
+            raise UserError(f"{path}: not a tokenizer of this package: {e}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Writes the `.model` file, whole or not at all."""
+        temporary = Path(path).with_suffix(".tmp")
+        temporary.write_bytes(self._proto)
+        temporary.replace(path)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the normalised text, nothing added."""
+        return self._model.encode(normalize(text))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids before the first end token, special ids left out."""
+        kept = []
+        for i in ids:
+            if i == self.eos_id:
+                break
+            # A model's vocabulary may be rounded up beyond the tokenizer's.
+            if self.image_id < i < self.vocab_size:
+                kept.append(int(i))
+        return self._model.decode(kept)
+
+
+def train_sentencepiece(
+    texts: Iterable[str], vocab_size: int, *, model_type: str = "unigram"
+) -> SentencePieceTokenizer:
+    """Trains a tokenizer; the same texts give the same bytes.
+
+    Every character can be written: rare ones fall back to their UTF-8 bytes, each a piece.
+
+    Raises:
+      UserError: the vocabulary is larger than the texts support, or too small for the 256 bytes and
+        the characters; the message says what would do.
+    """
+    import sentencepiece
+
+    sentences = [n for n in map(normalize, texts) if n]
+    if not sentences:
+        raise UserError("tokenizer: no text to train on")
+    out = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=out,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            normalization_rule_name="identity",  # `normalize` did it
+            character_coverage=1.0,
+            byte_fallback=True,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=3,
+            pad_piece=PAD,
+            eos_piece=EOS,
+            unk_piece=UNK,
+            bos_piece=BOS,
+            control_symbols=[IMAGE],
+            num_threads=1,  # the order of sums decides ties
+            minloglevel=2,
+            max_sentence_length=1 << 16,
+        )
+    except RuntimeError as e:
+        raise UserError(f"vocab_size: {_explain(str(e), vocab_size)}") from None
+    return SentencePieceTokenizer(out.getvalue())
+
+
+def _explain(error: str, vocab_size: int) -> str:
+    """SentencePiece's own words, reduced to the number that helps."""
+    if most := re.search(r"value <= (\d+)", error):
+        return f"{vocab_size} is more than these texts support; at most {most[1]}"
+    if least := re.search(r"required_chars.*?(\d+) vs (\d+)|smaller than.*?(\d+) vs (\d+)", error):
+        numbers = [int(n) for n in least.groups() if n]
+        return f"{vocab_size} is too few for the characters and bytes; at least {max(numbers)}"
+    return f"{vocab_size} does not fit these texts: {' '.join(error.split())[:200]}"
+
+
+def fertility(tokenizer: Tokenizer, lines: Iterable[str]) -> dict[str, float]:
+    """Tokens a syllable: Vietnamese writes a space between syllables."""
+    syllables = tokens = 0
+    for line in lines:
+        syllables += len(normalize(line).split())
+        tokens += len(tokenizer.encode(line))
+    return {
+        "syllables": syllables,
+        "tokens": tokens,
+        "tokens_per_syllable": round(tokens / max(syllables, 1), 4),
+    }
+
+
+def _read_lines(path: str) -> list[str]:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}") from None
+    try:
+        return data.decode("utf-8").splitlines()
+    except UnicodeDecodeError as e:
+        line = data[: e.start].count(b"\n") + 1
+        raise UserError(f"{path}:{line}: not UTF-8") from None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains, saves, and reports fertility on each input."""
+    if not argv or "--help" in argv:
+        print(__doc__)
+        return 0
+    options, _ = cli.parse(argv, ("input", "vocab_size", "out"))
+    for name in ("input", "vocab_size", "out"):
+        if name not in options:
+            raise UserError(f"--{name}: needed")
+    if not options["vocab_size"].isdigit():
+        raise UserError(f"--vocab_size: must be a number, not {options['vocab_size']!r}")
+    files = {path: _read_lines(path) for path in options["input"].split(",")}
+    texts = [line for lines in files.values() for line in lines]
+    tokenizer = train_sentencepiece(texts, int(options["vocab_size"]))
+    out = Path(options["out"])
+    tokenizer.save(out)
+    report = {path: fertility(tokenizer, lines) for path, lines in files.items()}
+    for path, numbers in report.items():
+        print(f"{numbers['tokens_per_syllable']:.3f} tokens a syllable · {path}")
+    out.with_suffix(".json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    print(f"{tokenizer.vocab_size} pieces -> {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        sys.exit(main(sys.argv[1:]))
