@@ -110,6 +110,7 @@ def train_batches(
         .slice(slice(start, None))
     )
     if workers:
+        _mark_flags_parsed()
         dataset = dataset.to_iter_dataset(grain.ReadOptions(1, 2)).mp_prefetch(
             grain.MultiprocessingOptions(workers, per_worker_buffer_size=2),
             worker_init_fn=_start_worker,
@@ -117,6 +118,14 @@ def train_batches(
     else:
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     return TrainBatches(iter(dataset), start)
+
+
+def _mark_flags_parsed() -> None:
+    """Grain's worker pool reads absl flags, which only absl's own `app.run` would parse."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
 
 
 def _with_seed(index: int, rng: np.random.Generator) -> tuple[int, int]:
