@@ -75,7 +75,8 @@ class Model:
         one_of("none", "full"),
     )
     unroll: int = field(
-        1, "Repeats of a layer pattern compiled as one: more is faster to run, slower to compile.",
+        1,
+        "Repeats of a layer pattern compiled as one: more is faster to run, slower to compile.",
         at_least(1),
     )
     vision: Vision = field(Vision(), "The image tower.")

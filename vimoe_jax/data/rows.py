@@ -123,8 +123,8 @@ class RowMaker:
         return row
 
 
-def describe(source: Source, index: int) -> str:
-    """Why a record is skipped: the complaint it raises when it is used again."""
+def picture_error(source: Source, index: int) -> str | None:
+    """What is wrong with a record, None if nothing is: opens its picture and builds its prompts."""
     try:
         record = source[index]
         images.decode(record.image, 8, name=record.id)
@@ -134,4 +134,9 @@ def describe(source: Source, index: int) -> str:
                 raise BadRecord(f"{record.id}: {qa.id}: empty answer")
     except BadRecord as e:
         return str(e)
-    return f"record {index}: no question that can be used"
+    return None
+
+
+def describe(source: Source, index: int) -> str:
+    """Why a record was skipped."""
+    return picture_error(source, index) or f"record {index}: no question that can be used"

@@ -20,8 +20,8 @@ from vimoe_jax.model.blueprint import Params
 from vimoe_jax.model.tokens import TokenKind
 from vimoe_jax.parallel.mesh import to_mesh
 from vimoe_jax.parallel.rules import use_mesh
+from vimoe_jax.progress import Progress
 from vimoe_jax.train.guard import Interrupt
-from vimoe_jax.train.log import Progress
 from vimoe_jax.train.loop import fixed_batches
 from vimoe_jax.train.setup import Run, write_json
 

@@ -48,7 +48,13 @@ class Decoder(nnx.Module):
     """Embeddings to hidden states; `logits` is the (tied or own) output head."""
 
     def __init__(
-        self, c: DecoderConfig, vocab_size: int, *, dtype: jnp.dtype, scan: dict[str, Any], rngs: nnx.Rngs
+        self,
+        c: DecoderConfig,
+        vocab_size: int,
+        *,
+        dtype: jnp.dtype,
+        scan: dict[str, Any],
+        rngs: nnx.Rngs,
     ):
         self.config, self.dtype = c, dtype
         self.embedding = param(

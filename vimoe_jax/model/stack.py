@@ -115,7 +115,9 @@ class Stack(nnx.Module):
 
             if self.remat == "full":
                 body = jax.checkpoint(body, prevent_cse=False)
-            x, (cache, report) = jax.lax.scan(body, x, (state, cache, keys), length=repeats, unroll=self.unroll)
+            x, (cache, report) = jax.lax.scan(
+                body, x, (state, cache, keys), length=repeats, unroll=self.unroll
+            )
             new_caches.append(cache)
             reports.append(report)
         return x, None if caches is None else new_caches, reports

@@ -1,12 +1,10 @@
-"""What a run says of itself: `metrics.jsonl`, TensorBoard files, lines on the terminal."""
+"""What a run leaves of its numbers: `metrics.jsonl` and TensorBoard files."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -55,36 +53,3 @@ def _keep_until(path: Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(b"".join(kept))
     os.replace(temporary, path)
-
-
-class Progress:
-    """One line about the run: redrawn in place on a terminal, appended now and then in a log."""
-
-    def __init__(self, total: int, start: int, what: str = "step"):
-        self.total, self.what = total, what
-        self._terminal = sys.stderr.isatty()
-        self._start, self._since = start, time.monotonic()
-
-    def show(self, step: int, text: str) -> None:
-        """Shows the step, the text, and the time left at the mean speed since the start."""
-        done, seconds = step - self._start, time.monotonic() - self._since
-        left = (self.total - step) * seconds / done if done else math.nan
-        line = f"{self.what} {step}/{self.total} · {text} · {_duration(left)} left"
-        print(
-            f"\r\033[K{line}" if self._terminal else line,
-            file=sys.stderr,
-            flush=True,
-            end="" if self._terminal and step < self.total else "\n",
-        )
-
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
-
-
-def _duration(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, s = divmod(int(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

@@ -12,11 +12,12 @@ from vimoe_jax.data import pipeline, sources
 from vimoe_jax.errors import UserError
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel.mesh import to_mesh
+from vimoe_jax.progress import Progress
 from vimoe_jax.train import optim
 from vimoe_jax.train import state as state_lib
 from vimoe_jax.train.checkpoint import Checkpoints
 from vimoe_jax.train.guard import Interrupt
-from vimoe_jax.train.log import MetricWriter, Progress
+from vimoe_jax.train.log import MetricWriter
 from vimoe_jax.train.setup import Run
 from vimoe_jax.train.state import TrainState
 from vimoe_jax.train.step import StepMetrics, make_loss_step, make_train_step
