@@ -276,7 +276,8 @@ def _complaints(c: Config) -> Iterator[str]:
         yield f"model.vision.num_heads: {v.num_heads} does not divide width = {v.width}"
     if d.num_heads % d.num_kv_heads:
         yield (
-            f"model.decoder.num_kv_heads: {d.num_kv_heads} does not divide num_heads = {d.num_heads}"
+            f"model.decoder.num_kv_heads: {d.num_kv_heads} does not divide "
+            f"num_heads = {d.num_heads}"
         )
     if d.head_dim % 2:
         yield f"model.decoder.head_dim: must be even, not {d.head_dim}"

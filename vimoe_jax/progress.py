@@ -41,7 +41,7 @@ def _duration(seconds: float) -> str:
 
 
 class Ticker:
-    """Progress of work that is counted item by item: now and then a line with rate and time left."""
+    """Progress of work counted item by item: now and then a line with rate and time left."""
 
     def __init__(self, what: str, total: int, every: float = 5.0):
         self._what, self._total, self._every = what, total, every

@@ -3,8 +3,8 @@
     {"image": "a.jpg", "task": "vqa", "question": "con mèo màu gì", "answers": ["đen"]}
 
 `task` is "caption", "vqa" or "ocr_vqa"; optional are `id`, `type` (for scores per type) and
-`split`. A caption may stand as `"caption": "…"` in place of `answers`. Paths are relative to the file.
-Lines of the same picture become one record, its captions the references of one question.
+`split`. A caption may stand as `"caption": "…"` in place of `answers`. Paths are relative to the
+file. Lines of the same picture become one record, its captions the references of one question.
 """
 
 from __future__ import annotations

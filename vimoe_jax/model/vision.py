@@ -48,8 +48,8 @@ class VisionBlock(nnx.Module):
 class VisionTower(nnx.Module):
     """Patches, learned positions, blocks.
 
-    The output is the last block's, *before* `post_norm`: what LLaVA feeds its connector. The norm is
-    kept so that a SigLIP checkpoint survives the round trip whole.
+    The output is the last block's, *before* `post_norm`: what LLaVA feeds its connector. The norm
+    is kept so that a SigLIP checkpoint survives the round trip whole.
     """
 
     def __init__(

@@ -65,7 +65,7 @@ class MoE(nnx.Module):
           valid: False for padding, which takes no slot, gives 0 and counts in nothing.
           kind: a small integer per token by which the statistics are split.
           num_kinds: kinds are in [0, num_kinds).
-          key: given in training only: draws the router noise, and selects training's K and capacity.
+          key: given in training only: draws the router noise, selects training's K and capacity.
         """
         o, train = self.options, key is not None
         k = (not train and o.eval_experts_per_token) or o.experts_per_token

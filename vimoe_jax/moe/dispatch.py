@@ -29,7 +29,7 @@ class EinsumDispatcher:
 
     @classmethod
     def create(cls, a: Assignment, num_experts: int, capacity: int) -> EinsumDispatcher:
-        """Builds the one-hot tensors; a slot beyond the capacity has no one-hot, so it is dropped."""
+        """Builds the one-hot tensors; a slot beyond the capacity has none, so it is dropped."""
         expert = jax.nn.one_hot(a.expert, num_experts, dtype=a.weight.dtype)
         slot = jax.nn.one_hot(a.slot, capacity, dtype=a.weight.dtype)
         return cls(

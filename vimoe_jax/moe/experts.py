@@ -32,8 +32,8 @@ def activate(name: str, h: Float[Array, "... I F"]) -> Float[Array, "... F"]:
 class Experts(nnx.Module):
     """E MLPs of the same shape.
 
-    Weights: `w_in` (E, D, I, F) with I = 2 for SwiGLU (gate first, then up) and 1 otherwise, `w_out`
-    (E, F, D_out), and with `bias` also `b_in` (E, I, F) and `b_out` (E, D_out).
+    Weights: `w_in` (E, D, I, F) with I = 2 for SwiGLU (gate first, then up) and 1 otherwise,
+    `w_out` (E, F, D_out), and with `bias` also `b_in` (E, I, F) and `b_out` (E, D_out).
     """
 
     def __init__(

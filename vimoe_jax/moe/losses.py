@@ -49,10 +49,10 @@ def load(
     noise_std: float,
     valid: Bool[Array, "G M"] | None = None,
 ) -> Float[Array, ""]:
-    """Squared coefficient of variation of the smoothed load (V-MoE, appendix A; Shazeer et al. 2017).
+    """Squared coefficient of variation of the smoothed load (V-MoE, appendix A).
 
     An expert's load is the mean over tokens of the probability that new noise on its clean logit
-    lifts it over the token's K-th largest noisy logit.
+    lifts it over the token's K-th largest noisy logit (Shazeer et al. 2017).
 
     Args:
       logits: clean.

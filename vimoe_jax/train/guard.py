@@ -1,4 +1,4 @@
-"""Signals: the first SIGTERM or Ctrl-C asks the loop to save and stop, a second one stops at once."""
+"""Signals: the first SIGTERM or Ctrl-C asks the loop to save and stop, a second one ends it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop: batches in, checkpoints and metrics out; nothing waits for the device but logs."""
+"""The training loop: batches in, checkpoints and metrics out; only logs wait for the device."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def batch_options(run: Run) -> dict[str, Any]:
 
 
 def fixed_batches(run: Run, source: Any, count: int) -> list[dict[str, np.ndarray]]:
-    """The first batches of a source in a fixed order, at most one pass; for losses and statistics."""
+    """The first batches of a source in a fixed order, at most one pass."""
     options = batch_options(run)
     count = min(count, -(-len(source) // options["batch_size"]))
     batches = pipeline.train_batches(

@@ -89,7 +89,7 @@ def _run(c: Config, workdir: Path, tokenizer: Tokenizer) -> Run:
 
 
 def _tokenizer(c: Config, workdir: Path) -> Tokenizer:
-    """The workdir's own, else a copy of the configured one, else one trained on the training texts."""
+    """The workdir's own, else the configured one, else one trained on the training texts."""
     path = workdir / "tokenizer.model"
     if not path.exists():
         if c.data.tokenizer:
@@ -126,7 +126,8 @@ def _check_same_model(old: Config, new: Config, path: Path) -> None:
 
 # What may change within one run: nothing that decides a parameter's shape or meaning.
 _FREE = (
-    "dtype", "remat", "unroll", "dispatcher", "_weight", "capacity_factor", "group_size", "noise_std",
+    "dtype", "remat", "unroll", "dispatcher", "_weight", "capacity_factor", "group_size",
+    "noise_std",
     "eval_experts_per_token", "batch_priority",
 )  # fmt: skip
 

@@ -120,7 +120,7 @@ def _microbatches(batch: Batch, count: int) -> Batch:
 
 
 def _mean_losses(moe: Any, accumulate: int) -> Any:
-    """Divides reported losses so that summing microbatches gives their mean; counts add up as is."""
+    """Divides reported losses, so that microbatches sum to their mean; counts add up as is."""
 
     def divide(report: MoEStats) -> MoEStats:
         return report.replace(losses={n: v / accumulate for n, v in report.losses.items()})

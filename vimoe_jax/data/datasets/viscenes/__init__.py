@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 from collections.abc import Iterator
@@ -28,7 +30,8 @@ def prepare(data_dir: str | Path, config: str = "default", *, progress: bool = T
         builder.on_example = ticker.tick
     tfds.disable_progress_bar()
     try:
-        builder.download_and_prepare(file_format="array_record")
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download
+            builder.download_and_prepare(file_format="array_record")
     except OSError as e:
         raise UserError(f"{e.filename or data_dir}: {e.strerror}") from None
 
