@@ -27,20 +27,25 @@ def score(predictions: Sequence[Prediction]) -> dict[str, float]:
     frequencies from this set's references, so left out for fewer than two pictures),
     `caption/exact` (equal to one of the references), `caption/count`.
     """
-    rows = [p for p in predictions if p.task == "caption"]
+    rows, references = [], {}
+    for p in predictions:
+        # A reference of punctuation alone has no syllable, and breaks the scorers.
+        texts = [t for t in map(tokenize, p.answers) if t] if p.task == "caption" else []
+        if texts:
+            references[len(rows)] = texts
+            rows.append(p)
     if not rows:
         return {}
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    references = {i: [tokenize(a) for a in p.answers] for i, p in enumerate(rows)}
     answers = {i: [tokenize(p.prediction)] for i, p in enumerate(rows)}
     with contextlib.redirect_stdout(io.StringIO()):  # the scorers print lengths
         bleu = Bleu(4).compute_score(references, answers, verbose=0)[0]
         metrics = {f"caption/bleu_{n}": float(value) for n, value in enumerate(bleu, 1)}
         metrics["caption/rouge_l"] = float(Rouge().compute_score(references, answers)[0])
-        if len(rows) > 1:
+        if len({p.record_index for p in rows}) > 1:
             metrics["caption/cider"] = float(Cider().compute_score(references, answers)[0])
     right = sum(answers[i][0] in references[i] for i in answers)
     return {**metrics, "caption/exact": right / len(rows), "caption/count": len(rows)}

@@ -1,6 +1,7 @@
 """Scores of short answers, and what one gets without looking at the picture.
 
 Every comparison is made on `plain` text. Where a question has several references, the best counts.
+Questions without any reference cannot be scored and count nowhere.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def exact(prediction: str, reference: str) -> float:
 
 
 def f1_squad(prediction: str, reference: str) -> float:
-    """SQuAD's F1: over the multisets of syllables."""
+    """SQuAD's F1: over the multisets of syllables. Two empty texts agree."""
     p, r = plain(prediction).split(), plain(reference).split()
     common = sum((Counter(p) & Counter(r)).values())
     return 2 * common / (len(p) + len(r)) if common else float(p == r)
@@ -74,6 +75,10 @@ def _mean(values: Iterable[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
+def _scorable(predictions: Iterable[Prediction]) -> list[Prediction]:
+    return [p for p in predictions if p.task in TASKS and p.answers]
+
+
 def accuracy(prediction: str, references: Sequence[str]) -> float:
     """1 if equal to one of the references."""
     return max(exact(prediction, r) for r in references)
@@ -85,7 +90,7 @@ def score(predictions: Sequence[Prediction]) -> dict[str, float]:
     `vqa/accuracy`, also by type and (where both occur) by task; `vqa/f1_squad`, `vqa/f1_uit`,
     `vqa/anls`, `vqa/cer` (lower is better), and `vqa/count`.
     """
-    rows = [p for p in predictions if p.task in TASKS]
+    rows = _scorable(predictions)
     if not rows:
         return {}
 
@@ -115,9 +120,11 @@ def floors(train: Iterable[QA], predictions: Sequence[Prediction]) -> dict[str, 
 
     `vqa/floor_majority`: always the most frequent answer. `vqa/floor_per_type`: the most frequent
     one of the question's type. `vqa/floor_question_only`: the most frequent one of that very
-    question. Each falls back to the one before where training has nothing.
+    question. Each falls back to the one before where training has nothing. Also
+    `vqa/floor_per_type/<type>`, the second one on the questions of a type alone; {} where there is
+    nothing to learn from or to answer.
     """
-    rows = [p for p in predictions if p.task in TASKS]
+    rows = _scorable(predictions)
     overall: Counter[str] = Counter()
     by_type: dict[str, Counter[str]] = defaultdict(Counter)
     by_question: dict[str, Counter[str]] = defaultdict(Counter)
