@@ -65,7 +65,7 @@ def read(path: Path) -> list[Prediction]:
     Raises:
       UserError: no such file, or a broken line.
     """
-    predictions = []
+    predictions, number = [], 0
     try:
         # By bytes, so that a line that is no UTF-8 is counted as well. Text lines would also end at
         # U+2028 and its like, which JSON leaves unescaped.

@@ -92,6 +92,7 @@ class Decoder(nnx.Module):
 
         return [[empty(one, repeats) for _ in unit] for unit, repeats in self.blocks.plan]
 
+    @jax.named_scope("decoder")
     def __call__(
         self,
         x: Float[Array, "B S D"],

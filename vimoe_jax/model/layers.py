@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float, Int
 
-from vimoe_jax.moe.experts import ACTIVATIONS, activate
+from vimoe_jax.moe.experts import ACTIVATIONS
 from vimoe_jax.parallel.parameters import fan_in, param
 from vimoe_jax.parallel.rules import constrain
 
@@ -72,12 +72,16 @@ class MLP(nnx.Module):
         else:
             self.b_in = self.b_out = None
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... O"]:
         """Runs the MLP on every token."""
-        h = jnp.einsum("...d,dif->...if", x.astype(self.dtype), self.w_in[...].astype(self.dtype))
+        num_in, activation = ACTIVATIONS[self.activation]
+        x, w_in = x.astype(self.dtype), self.w_in[...].astype(self.dtype)
+        h = [x @ w_in[:, i] for i in range(num_in)]
         if self.b_in is not None:
-            h += self.b_in[...].astype(self.dtype)
-        h = activate(self.activation, h)
+            b_in = self.b_in[...].astype(self.dtype)
+            h = [y + b_in[i] for i, y in enumerate(h)]
+        h = activation(*h)
         out = h @ self.w_out[...].astype(self.dtype)
         return out if self.b_out is None else out + self.b_out[...].astype(self.dtype)
 
@@ -127,6 +131,7 @@ class Attention(nnx.Module):
             self.q_norm = RMSNorm(n, qk_norm_eps, rngs=rngs)
             self.k_norm = RMSNorm(n, qk_norm_eps, rngs=rngs)
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         x: Float[Array, "B S D"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
@@ -79,6 +80,7 @@ class VisionTower(nnx.Module):
         )
         self.post_norm = LayerNorm(c.width, _EPS, rngs=rngs)
 
+    @jax.named_scope("vision")
     def __call__(self, image: UInt8[Array, "B H W 3"], valid: Bool[Array, "B"], key=None):
         """Encodes pictures.
 

@@ -49,6 +49,7 @@ class MoE(nnx.Module):
             out_scale=out_scale,
         )
 
+    @jax.named_scope("moe")
     def __call__(
         self,
         x: Float[Array, "*B D"],
@@ -78,9 +79,10 @@ class MoE(nnx.Module):
             "gmd,de->gme", groups.astype(jnp.float32), self.router[...], precision="highest"
         )
         gates, aux = self._gates(logits, valid_g, k, key)
-        assignment = routing.top_k(
-            gates, k, capacity, batch_priority=o.batch_priority, valid=valid_g
-        )
+        with jax.named_scope("assign"):
+            assignment = routing.top_k(
+                gates, k, capacity, batch_priority=o.batch_priority, valid=valid_g
+            )
         if o.renormalize:
             total = assignment.weight.sum(-1, keepdims=True)
             assignment = assignment.replace(weight=assignment.weight / jnp.maximum(total, 1e-9))

@@ -23,12 +23,6 @@ ACTIVATIONS: dict[str, tuple[int, Callable[..., jax.Array]]] = {
 }
 
 
-def activate(name: str, h: Float[Array, "... I F"]) -> Float[Array, "... F"]:
-    """Applies an activation to the I input projections of an MLP."""
-    num_in, function = ACTIVATIONS[name]
-    return function(*(h[..., i, :] for i in range(num_in)))
-
-
 class Experts(nnx.Module):
     """E MLPs of the same shape.
 
@@ -62,13 +56,18 @@ class Experts(nnx.Module):
         else:
             self.b_in = self.b_out = None
 
+    @jax.named_scope("experts")
     def __call__(self, x: Float[Array, "G E C D"]) -> Float[Array, "G E C O"]:
         """Each expert on its own buffer."""
         w_in, w_out = self.w_in[...].astype(self.dtype), self.w_out[...].astype(self.dtype)
-        h = jnp.einsum("gecd,edif->gecif", x.astype(self.dtype), w_in)
+        num_in, activation = ACTIVATIONS[self.activation]
+        x = x.astype(self.dtype)
+        # A product each: taking one (…, I, F) result apart would cost a pad in the backward pass.
+        h = [jnp.einsum("gecd,edf->gecf", x, w_in[:, :, i]) for i in range(num_in)]
         if self.b_in is not None:
-            h += self.b_in[...].astype(self.dtype)[None, :, None]
-        h = activate(self.activation, h)
+            b_in = self.b_in[...].astype(self.dtype)
+            h = [y + b_in[None, :, None, i] for i, y in enumerate(h)]
+        h = activation(*h)
         h = constrain(h, ("expert_group", "experts", None, "mlp"))
         out = jnp.einsum("gecf,efo->geco", h, w_out)
         if self.b_out is not None:

@@ -46,6 +46,7 @@ class MoEStats:
         return self.entropy / jnp.maximum(self.tokens, 1)
 
 
+@jax.named_scope("stats")
 def collect(
     losses: dict[str, Float[Array, ""]],
     gates: Float[Array, "G M E"],

@@ -20,6 +20,7 @@ class TokenLoss:
     weight: Float[Array, ""]
 
 
+@jax.named_scope("cross_entropy")
 def cross_entropy(
     hidden: Float[Array, "B S D"],
     matrix: Float[Array, "V D"],

@@ -85,8 +85,9 @@ def make_train_step(
                 )
                 (grads, report), _ = jax.lax.scan(microbatch, zeros, xs)
             tokens, aux_loss, moe = report
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            with jax.named_scope("optimizer"):
+                updates, opt_state = tx.update(grads, state.opt_state, state.params)
+                params = optax.apply_updates(state.params, updates)
         metrics = StepMetrics(
             tokens=tokens,
             text_tokens=(batch["segments"] > 0).sum().astype(jnp.float32),
