@@ -66,6 +66,7 @@ def predict(
     *,
     interrupt: Interrupt | None = None,
     name: str = "",
+    quiet: bool = False,
 ) -> list[Prediction]:
     """Greedy answers to every question of a source, in order."""
     c, tokenizer = run.config, run.tokenizer
@@ -111,7 +112,8 @@ def predict(
                     prediction=tokenizer.decode(ids),
                 )
             )
-        if time.monotonic() - shown > 10 or (sys.stderr.isatty() and items):
+        waited = time.monotonic() - shown
+        if not quiet and (waited > 10 or sys.stderr.isatty()) and items:
             shown = time.monotonic()
             progress.show(min(items[-1][0] + 1, pictures), f"{len(predictions)} questions")
     for message in getattr(batches, "skipped", []):

@@ -178,6 +178,30 @@ class Checkpoints:
         return params
 
 
+def load_params(run: Any, step: int | None = None) -> dict[str, jax.Array]:
+    """The parameters of a `setup.Run`'s checkpoint, on its mesh: the best one, or a given step.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    directory = run.workdir / "checkpoints"
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such folder; was this run trained?")
+    where = run.blueprint.shardings(run.mesh)
+    shapes = {
+        name: jax.ShapeDtypeStruct(shape, "float32", sharding=where[name])
+        for name, shape in run.blueprint.shapes().items()
+    }
+    checkpoints = Checkpoints(directory, run.config.checkpoint)
+    if step is not None and step not in checkpoints.steps():
+        have = ", ".join(map(str, checkpoints.steps())) or "none"
+        raise UserError(f"--step: {directory} has no checkpoint {step}; it has {have}")
+    try:
+        return checkpoints.read_params(shapes, step)
+    finally:
+        checkpoints.close()
+
+
 def _short(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else text[:157] + "…"

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh as DeviceMesh
 
 from vimoe_jax import config as config_lib
 from vimoe_jax import schema
-from vimoe_jax.config import Config
+from vimoe_jax.config import Config, Mesh
 from vimoe_jax.data import sources
 from vimoe_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
 from vimoe_jax.errors import UserError
@@ -31,7 +31,7 @@ class Run:
     workdir: Path
     tokenizer: Tokenizer
     blueprint: Blueprint
-    mesh: Mesh
+    mesh: DeviceMesh
 
     @functools.cached_property
     def train_source(self) -> Any:
@@ -54,8 +54,11 @@ def start(c: Config, workdir: Path) -> Run:
     return _run(c, workdir, tokenizer)
 
 
-def reopen(workdir: Path, overrides: list[tuple[str, str]]) -> Run:
-    """The run of an existing workdir, with some fields changed (for evaluation).
+def reopen(workdir: Path, overrides: list[tuple[str, str]], *, one_device: bool = False) -> Run:
+    """The run of an existing workdir, with some fields changed, on whatever devices there are.
+
+    The mesh is all data parallel, whatever the run was trained on, unless an override says
+    otherwise; `one_device` takes the first device only.
 
     Raises:
       UserError: not a workdir of a run, or an override that does not fit.
@@ -63,28 +66,30 @@ def reopen(workdir: Path, overrides: list[tuple[str, str]]) -> Run:
     import ml_collections
 
     saved = config_lib.from_json(workdir / "config.json")
-    values = ml_collections.ConfigDict(schema.to_dict(saved))
+    values = ml_collections.ConfigDict({**schema.to_dict(saved), "mesh": schema.to_dict(Mesh())})
     for name, text in overrides:
         schema.apply_override(values, name, text)
     c = config_lib.resolve(values.to_dict())
-    return _run(c, workdir, SentencePieceTokenizer.load(workdir / "tokenizer.model"))
+    tokenizer = SentencePieceTokenizer.load(workdir / "tokenizer.model")
+    return _run(c, workdir, tokenizer, jax.devices()[:1] if one_device else None)
 
 
-def _run(c: Config, workdir: Path, tokenizer: Tokenizer) -> Run:
+def _run(c: Config, workdir: Path, tokenizer: Tokenizer, devices: list[Any] | None = None) -> Run:
     vocab_size = vocabulary(c.model, tokenizer.vocab_size)
     if vocab_size < tokenizer.vocab_size:
         raise UserError(
             f"config.model.decoder.vocab_size: {vocab_size} is less than the tokenizer's "
             f"{tokenizer.vocab_size}"
         )
-    mesh = make_mesh(schema.to_dict(c.mesh))
+    mesh = make_mesh(schema.to_dict(c.mesh), devices)
     rows = mesh.size // mesh.shape["tensor"]
-    microbatch = c.train.batch_size // c.train.accumulate
-    if microbatch % rows:
-        raise UserError(
-            f"config.train.batch_size: a microbatch of {microbatch} cannot be split over {rows} "
-            "devices"
-        )
+    sizes = {
+        "train.batch_size": c.train.batch_size // c.train.accumulate,
+        "eval.batch_size": c.eval.batch_size,
+    }
+    for name, size in sizes.items():
+        if size % rows:
+            raise UserError(f"config.{name}: {size} rows cannot be split over {rows} devices")
     return Run(c, workdir, tokenizer, Blueprint.create(c.model, vocab_size), mesh)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vimoe_jax.data.datasets.viscenes import draw
+from vimoe_jax.data.datasets.viscenes import draw, places
 from vimoe_jax.data.datasets.viscenes.words import (
     AUTHORS,
     GENRES,
@@ -81,7 +81,7 @@ def sample(rng: np.random.Generator) -> Cover | Sign:
 def render(item: Cover | Sign, rng: np.random.Generator) -> Image.Image:
     """Draws it, `draw.SIZE` pixels on a side."""
     image = _sign(item, rng) if isinstance(item, Sign) else _cover(item, rng)
-    return image.resize((draw.SIZE, draw.SIZE), Image.Resampling.BOX)
+    return image.reduce(draw.SCALE)
 
 
 def _text(d: ImageDraw.ImageDraw, xy, text: str, name: str, pixels: int, fill, width: int) -> None:
@@ -128,7 +128,7 @@ def _cover(cover: Cover, rng: np.random.Generator) -> Image.Image:
 
 
 def _sign(sign: Sign, rng: np.random.Generator) -> Image.Image:
-    image, d = draw.background("street", rng)
+    image, d = places.background("street", rng)
     board = _jitter(_BOARDS[int(rng.integers(len(_BOARDS)))], rng)
     ink = (255, 250, 240) if sum(board) < 420 else (60, 20, 20)
     y = rng.uniform(40, 70)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from vimoe_jax.data.datasets.viscenes import draw
+from vimoe_jax.data.datasets.viscenes import draw, places
 from vimoe_jax.data.datasets.viscenes.words import (
     COLORS,
     NUMBERS,
@@ -102,10 +102,10 @@ _RADIUS = {"big": 18.0, "small": 11.5}  # pixels
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     """Draws the scene, `draw.SIZE` pixels on a side."""
-    image, canvas = draw.background(scene.place, rng)
+    image, canvas = places.background(scene.place, rng)
     for group, box in zip(scene.groups, _boxes(scene), strict=True):
         radius = _RADIUS[group.size] * (0.86 if len(scene.groups) == 3 else 1)
-        for x, y in _places(group.count, radius, box, rng):
+        for x, y in _spots(group.count, radius, box, rng):
             jitter = rng.normal(0, 7, 3)
             color = tuple(int(v) for v in np.clip(COLORS[group.color_name] + jitter, 0, 255))
             draw.draw_icon(
@@ -117,7 +117,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
                 angle=rng.normal(0, 5),
                 flip=bool(rng.random() < 0.5),
             )
-    return image.resize((draw.SIZE, draw.SIZE), Image.Resampling.BOX)
+    return image.reduce(draw.SCALE)
 
 
 def _boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
@@ -128,7 +128,7 @@ def _boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
     return [(0.0, edge * i / n, edge, edge * (i + 1) / n) for i in range(n)]
 
 
-def _places(
+def _spots(
     count: int, radius: float, box: tuple[float, float, float, float], rng: np.random.Generator
 ) -> list[tuple[float, float]]:
     """Centres that do not overlap: cells of a grid as fine as the count needs, in random order."""

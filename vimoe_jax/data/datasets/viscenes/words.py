@@ -65,9 +65,13 @@ PLACES = {
     "beach": "trên bãi biển",
     "street": "trên đường phố",
     "room": "trong căn phòng",
+    "classroom": "trong lớp học",
     "lake": "trên mặt hồ",
     "snow": "trên cánh đồng tuyết",
+    "night": "dưới bầu trời đêm",
 }
+# What a background seems to show already, so that counting it would be ambiguous.
+NOT_ON = {"street": "house", "night": "star"}
 
 NUMBERS = ("không", "một", "hai", "ba", "bốn", "năm")
 SIZES = {"big": "to", "small": "nhỏ"}

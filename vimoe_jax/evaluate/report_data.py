@@ -1,0 +1,244 @@
+"""What a run left in its workdir, read for the report: whatever is there, in whatever state."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vimoe_jax.errors import UserError
+from vimoe_jax.evaluate import predictions as predictions_lib
+from vimoe_jax.evaluate import vqa
+from vimoe_jax.evaluate.predictions import Prediction
+
+_LARGEST_IMAGE = 4 << 20  # bytes; the report embeds thumbnails, not photographs
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@dataclasses.dataclass
+class Split:
+    """One evaluated split.
+
+    Attributes:
+      name: its folder's name under `eval/`, or what its metrics are called.
+      metrics: by name without prefix, such as `vqa/accuracy`.
+      predictions: all of them; [] if their file is missing or broken.
+      images: thumbnails' paths by the picture's index.
+      experts: reports of the MoE layers, as `experts.json` has them, checked.
+    """
+
+    name: str
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    predictions: list[Prediction] = dataclasses.field(default_factory=list)
+    images: dict[int, Path] = dataclasses.field(default_factory=dict)
+    experts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """The name, readable."""
+        return self.name.replace("_", " ")
+
+
+@dataclasses.dataclass
+class Run:
+    """All of a workdir that a report shows.
+
+    Attributes:
+      config: nested dict, {} if missing.
+      summary: `summary.json`, {} if missing.
+      curves: (steps, values) of each metric logged while training.
+      splits: the evaluated splits, the main one first.
+      problems: one sentence for each file that could not be read.
+    """
+
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    curves: dict[str, tuple[list[int], list[float]]]
+    splits: list[Split]
+    problems: list[str]
+
+
+def load(workdir: Path) -> Run:
+    """Reads a workdir. Missing files are empty, broken ones a sentence in `problems`.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    if not workdir.is_dir():
+        raise UserError(f"--workdir: no such folder: {workdir}")
+    problems: list[str] = []
+    config = _object(workdir / "config.json", workdir, problems)
+    summary = _object(workdir / "summary.json", workdir, problems)
+    curves, scores = _metrics(workdir / "metrics.jsonl", problems)
+    splits = _splits(workdir, config, scores, problems)
+    return Run(config, summary, curves, splits, problems)
+
+
+def _object(path: Path, workdir: Path, problems: list[str]) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            return value
+        reason = "no JSON object"
+    except (OSError, ValueError, RecursionError) as e:
+        reason = str(e)
+    problems.append(f"{path.relative_to(workdir)} cannot be read: {reason}")
+    return {}
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _metrics(path: Path, problems: list[str]) -> tuple[dict, dict[str, dict[str, float]]]:
+    """Curves by name, and each evaluation's scores by its prefix (`eval`, `eval_…`)."""
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
+    scores: dict[str, dict[str, float]] = defaultdict(dict)
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        lines = []
+    except OSError as e:
+        problems.append(f"metrics.jsonl cannot be read: {e.strerror}")
+        lines = []
+    broken = 0
+    for i, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+            step = row.pop("step")
+            if not _finite(step):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            # A last line without its end is what a killed run leaves; others are worth a word.
+            broken += bool(line.strip()) and (i < len(lines) - 1 or line.endswith(b"\n"))
+            continue
+        for name, value in row.items():
+            if not _finite(value):
+                continue
+            prefix, _, rest = name.partition("/")
+            if prefix == "eval" or prefix.startswith("eval_"):
+                scores[prefix][rest] = value
+            else:
+                curves[name][step] = value  # a step done again counts once
+    if broken:
+        problems.append(f"metrics.jsonl: {broken} unreadable line{'s' * (broken > 1)} left out")
+    ordered = {name: sorted(points.items()) for name, points in curves.items()}
+    lists = {n: ([s for s, _ in p], [v for _, v in p]) for n, p in ordered.items()}
+    return lists, dict(scores)
+
+
+def _splits(
+    workdir: Path, config: dict, scores: dict[str, dict[str, float]], problems: list[str]
+) -> list[Split]:
+    """Folders under `eval/` and metrics in `metrics.jsonl`, matched as the main job names them."""
+    root = workdir / "eval"
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    data = config.get("data")
+    listed = data.get("test_splits") if isinstance(data, dict) else None
+    if not isinstance(listed, list) or not all(isinstance(s, str) for s in listed):
+        listed = []
+    listed = [s or "all" for s in listed]
+    first = next((s for s in [*listed, "test", *folders] if s in folders), None)
+    main = listed[0] if listed else first or "test"
+    splits = []
+    for name in sorted(folders, key=lambda s: (s != main, s)):
+        prefix = "eval" if name == main else f"eval_{name.removeprefix('test_')}"
+        split = Split(name, scores.pop(prefix, {}))
+        _read_split(split, root / name, workdir, problems)
+        splits.append(split)
+    for prefix, metrics in scores.items():  # scored, but the folder is gone
+        name = main if prefix == "eval" else prefix.removeprefix("eval_")
+        splits.append(Split(name, metrics))
+    return sorted(splits, key=lambda s: s.name != main)
+
+
+def _read_split(split: Split, folder: Path, workdir: Path, problems: list[str]) -> None:
+    # Written together with the predictions: after another evaluation of the split this is the newer.
+    own = _object(folder / "metrics.json", workdir, problems)
+    split.metrics = {n: v for n, v in own.items() if _finite(v)} or split.metrics
+    if (folder / "predictions.jsonl").exists():
+        try:
+            split.predictions = predictions_lib.read(folder / "predictions.jsonl")
+        except UserError as e:
+            problems.append(str(e).removeprefix(f"{workdir}/"))
+    images = folder / "images"
+    for path in sorted(images.glob("*.png")) if images.is_dir() else []:
+        if path.stem.isascii() and path.stem.isdigit():
+            split.images[int(path.stem)] = path
+    layers = _object(folder / "experts.json", workdir, problems).get("layers", [])
+    for layer in layers if isinstance(layers, list) else []:
+        if isinstance(layer, dict) and _shares(layer.get("load")):
+            count = len(layer["load"])
+            kinds = layer.get("by_kind")
+            kinds = kinds if isinstance(kinds, dict) else {}
+            kinds = {k: v for k, v in kinds.items() if _shares(v) and len(v) == count}
+            split.experts.append({**layer, "by_kind": kinds})
+
+
+def _shares(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_finite(v) and v >= 0 for v in value)
+
+
+def png(path: Path) -> bytes | None:
+    """A thumbnail's bytes; None if it is no PNG or too large to embed."""
+    try:
+        if path.stat().st_size > _LARGEST_IMAGE:
+            return None
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data if data.startswith(_PNG) else None
+
+
+def right(p: Prediction) -> bool:
+    """Whether an answer counts as exactly right (a caption: equal to a reference)."""
+    return bool(p.answers) and vqa.accuracy(p.prediction, p.answers) == 1
+
+
+def half_width(predictions: Sequence[Prediction]) -> float | None:
+    """Half of accuracy's 95% interval; None for fewer than two pictures.
+
+    Questions about one picture are not independent, so pictures are what is resampled: the
+    linearised variance of a ratio of sums over pictures.
+    """
+    pictures: dict[int, list[bool]] = defaultdict(list)
+    for p in predictions:
+        if p.task in vqa.TASKS and p.answers:
+            pictures[p.record_index].append(right(p))
+    m, n = len(pictures), sum(map(len, pictures.values()))
+    if m < 2:
+        return None
+    mean = sum(map(sum, pictures.values())) / n
+    spread = sum((sum(v) - mean * len(v)) ** 2 for v in pictures.values())
+    return 1.96 * math.sqrt(spread * m / (m - 1)) / n
+
+
+def confusions(predictions: Sequence[Prediction], most: int = 12) -> list[tuple[str, str, str, int]]:
+    """The most frequent wrong answers: (type, reference, prediction, how often), twice or more."""
+    counts = Counter(
+        (p.type or p.task, vqa.plain(p.answers[0]), vqa.plain(p.prediction))
+        for p in predictions
+        if p.task in vqa.TASKS and p.answers and not right(p)
+    )
+    return [(*pair, n) for pair, n in counts.most_common(most) if n > 1]
+
+
+def gallery(split: Split, most: int) -> list[tuple[int, list[Prediction]]]:
+    """Pictures spread evenly over those with a thumbnail, each with all its predictions.
+
+    The rule looks at no prediction. Where there are no thumbnails, pictures are spread over the
+    split.
+    """
+    by_picture: dict[int, list[Prediction]] = defaultdict(list)
+    for p in split.predictions:
+        by_picture[p.record_index].append(p)
+    indices = sorted(i for i in by_picture if i in split.images or not split.images)
+    if len(indices) > most:
+        indices = [indices[k * len(indices) // most] for k in range(most)]
+    return [(i, by_picture[i]) for i in indices]

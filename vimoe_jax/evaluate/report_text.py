@@ -1,0 +1,126 @@
+"""What the report's metrics mean, in plain words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from vimoe_jax.evaluate.captions import TOKENIZATION
+
+SCORING = (
+    "Answers are compared after Unicode NFC, lower case, stripping and dropping one final full "
+    f"stop. Caption scores are computed on {TOKENIZATION}."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Meaning:
+    """A metric in words.
+
+    Attributes:
+      title: short name.
+      text: one sentence.
+      unit: "share" (a fraction, shown as per cent), "score" or "count".
+      better: "↑", "↓" or "".
+    """
+
+    title: str
+    text: str
+    unit: str = "share"
+    better: str = "↑"
+
+
+_MEANINGS = {
+    "vqa/accuracy": Meaning("Accuracy", "Answers exactly equal to a reference."),
+    "vqa/f1_squad": Meaning(
+        "F1 (SQuAD)", "Overlap of syllables, counted with repetition; the best reference."
+    ),
+    "vqa/f1_uit": Meaning(
+        "F1 (UIT code)", "Distinct syllables in common over the lengths; mean over references."
+    ),
+    "vqa/anls": Meaning(
+        "ANLS", "1 − edits / longer length, 0 below one half: forgives a letter misread."
+    ),
+    "vqa/cer": Meaning(
+        "Character error rate", "Edits over the reference's length, at most 1.", better="↓"
+    ),
+    "vqa/count": Meaning("Questions", "Questions scored.", "count", ""),
+    "vqa/floor_majority": Meaning(
+        "Floor: majority", "Blind: always the training set's most frequent answer.", better=""
+    ),
+    "vqa/floor_per_type": Meaning(
+        "Floor: per type", "Blind: the most frequent answer of the question's type.", better=""
+    ),
+    "vqa/floor_question_only": Meaning(
+        "Floor: question only",
+        "Blind: the most frequent answer to that very question, else of its type.",
+        better="",
+    ),
+    "caption/cider": Meaning(
+        "CIDEr-D",
+        "Agreement with the references in n-grams that are rare among them; 10 at most. "
+        "Papers print it as here, or × 100.",
+        "score",
+    ),
+    "caption/rouge_l": Meaning("ROUGE-L", "F-score of the longest common subsequence."),
+    "caption/exact": Meaning("Exact captions", "Captions equal to one of the references."),
+    "caption/count": Meaning("Captions", "Captions scored.", "count", ""),
+    **{
+        f"caption/bleu_{n}": Meaning(
+            f"BLEU-{n}",
+            f"Share of {'single syllables' if n == 1 else f'runs of up to {n} syllables'} found in "
+            "a reference, less a penalty for brevity.",
+        )
+        for n in range(1, 5)
+    },
+    "train/loss": Meaning(
+        "Training loss", "Cross-entropy a token of the answers, in nats.", "score", "↓"
+    ),
+    "train/accuracy": Meaning(
+        "Token accuracy", "Answer tokens that were the likeliest, the right ones before them given."
+    ),
+    "val/loss": Meaning("Validation loss", "The same loss on the validation split.", "score", "↓"),
+    "train/aux_loss": Meaning(
+        "Auxiliary loss", "Weighted balancing losses of all MoE layers.", "score", "↓"
+    ),
+    "train/learning_rate": Meaning("Learning rate", "Of the parts at the peak rate.", "score", ""),
+    "train/grad_norm": Meaning("Gradient norm", "Global norm before clipping.", "score", ""),
+    "train/examples_per_second": Meaning(
+        "Pictures a second", "Training speed, pauses for evaluation not counted.", "score"
+    ),
+    "train/tokens_per_second": Meaning(
+        "Tokens a second", "Image patches and text tokens, without padding.", "score"
+    ),
+}
+_MOE = {
+    "drop_fraction": Meaning(
+        "dropped choices", "Choices that found their expert full: those tokens skip it.", better="↓"
+    ),
+    "load_max_over_mean": Meaning(
+        "imbalance", "The busiest expert's load over the mean; 1 is perfect balance.", "score", "↓"
+    ),
+    "router_entropy": Meaning(
+        "router entropy", "Of a token's gates, in nats; 0 is certain, ln E undecided.", "score", ""
+    ),
+}
+
+
+def meaning(name: str) -> Meaning:
+    """Of a metric without `eval` prefix; unknown ones get their own name back."""
+    if name in _MEANINGS:
+        return _MEANINGS[name]
+    for prefix, what in (
+        ("vqa/accuracy/", "Accuracy: {}"),
+        ("vqa/accuracy_task/", "Accuracy: task {}"),
+        ("vqa/floor_per_type/", "Floor per type: {}"),
+    ):
+        if name.startswith(prefix):
+            rest = name.removeprefix(prefix)
+            better = "" if "floor" in prefix else "↑"
+            return Meaning(what.format(rest), f"The same on “{rest}” alone.", better=better)
+    if name.startswith("train/moe/") and name.count("/") >= 3:
+        part, _, kind = name.removeprefix("train/moe/").rpartition("/")
+        known = _MOE.get(kind) or Meaning(
+            kind.replace("_", " "), "Mean over the layers, unweighted.", "score", ""
+        )
+        return dataclasses.replace(known, title=f"MoE {part}: {known.title}")
+    return Meaning(name, "", "score", "")
