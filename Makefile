@@ -1,5 +1,39 @@
+# `make run` trains a Vietnamese mixture of experts here; `make test` runs the tests. Both make .venv
+# first. PYTHON names the interpreter (3.11 or newer), CONFIG another config to run.
 PYTHON ?= python3
+CONFIG ?= configs/moe_small.py
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test lint bench clean
+
+run: $(VENV)/.installed
+	$(BIN)/python -m vimoe_jax.data.prepare --dataset=viscenes --data_dir=data
+	$(BIN)/python -m vimoe_jax.main --config=$(CONFIG)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.spine
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(PIP) -r requirements.txt
+	$(PIP) --no-deps --editable .
+	touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(PIP) -r requirements-dev.txt
+	touch $@

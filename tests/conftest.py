@@ -20,3 +20,14 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}; VIMOE_REAL_DATA names the folder")
     return path
+
+
+@pytest.fixture(scope="session")
+def viscenes_dir(tmp_path_factory) -> Path:
+    """The tiny variant of ViScenes, prepared once per test process."""
+    from vimoe_jax.data.datasets import viscenes
+
+    path = tmp_path_factory.mktemp("data")
+    viscenes.prepare(path, "tiny", progress=False)
+    os.environ["VIMOE_TEST_DATA"] = str(path)
+    return path

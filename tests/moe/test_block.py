@@ -17,7 +17,9 @@ OPTIONS = MoEOptions(num_experts=E, experts_per_token=2, mlp_dim=8, group_size=8
 
 def make(**changes):
     options = dataclasses.replace(OPTIONS, **changes)
-    return MoE(options, D, 8, D, activation="swiglu", bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    return MoE(
+        options, D, 8, D, activation="swiglu", bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0)
+    )
 
 
 def tokens(shape=(3, 5), seed=0):

@@ -88,9 +88,7 @@ def test_gradients_against_finite_differences(name):
         d = dispatch.create(name, a.replace(weight=weight), 3, 2)
         return d.from_experts(jnp.tanh(d.to_experts(x)) * out_weight[None, :, None])
 
-    check_grads(
-        f, (x, a.weight, jnp.ones((3, D))), order=1, modes=["rev"], atol=1e-2, rtol=1e-2
-    )
+    check_grads(f, (x, a.weight, jnp.ones((3, D))), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu_tanh", "gelu"])
@@ -103,7 +101,10 @@ def test_experts_equal_one_mlp_each(activation):
     x = jax.random.normal(jax.random.key(3), (2, 3, 6, D))
     y = experts(x)
     for e in range(3):
-        h = [x[:, e] @ experts.w_in[e, :, i] + experts.b_in[e, i] for i in range(experts.w_in.shape[2])]
+        h = [
+            x[:, e] @ experts.w_in[e, :, i] + experts.b_in[e, i]
+            for i in range(experts.w_in.shape[2])
+        ]
         act = {
             "swiglu": lambda a, b: jax.nn.silu(a) * b,
             "gelu_tanh": lambda a: jax.nn.gelu(a, approximate=True),

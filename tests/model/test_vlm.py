@@ -1,0 +1,190 @@
+"""The whole model: segments, padding, gradients, decoding against teacher forcing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vimoe_jax import config as config_lib
+from vimoe_jax.evaluate.decode import make_greedy
+from vimoe_jax.model.blueprint import Blueprint
+from vimoe_jax.moe.options import MoEOptions
+from vimoe_jax.parallel.mesh import make_mesh
+
+VOCAB, PATCHES = 64, 4
+MOE = MoEOptions(num_experts=4, group_size=16, mlp_dim=16)
+
+
+def small(**moe):
+    """Unequal sizes, so that no transposition hides; `moe` names the parts with experts."""
+    return config_lib.Model(
+        image_size=16,
+        patch_size=8,
+        vision=config_lib.Vision(width=24, depth=2, num_heads=3, mlp_dim=40, **moe.get("vision", {})),
+        connector=config_lib.Connector(**moe.get("connector", {})),
+        decoder=config_lib.Decoder(
+            width=32, depth=4, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=48,
+            **moe.get("decoder", {}),
+        ),
+    )  # fmt: skip
+
+
+CONFIGS = {
+    "dense": small(),
+    "untied": dataclasses.replace(
+        small(), decoder=dataclasses.replace(small().decoder, tie_embeddings=False)
+    ),
+    "moe": small(decoder={"moe": MOE}),
+    "moe everywhere": small(
+        vision={"moe": dataclasses.replace(MOE, placement="last_1")},
+        connector={"moe": dataclasses.replace(MOE, placement="all")},
+        decoder={"moe": dataclasses.replace(MOE, placement=(0, 3))},
+    ),
+}
+
+
+def rows(lengths, seed=0, total=12):
+    """One row per list of segment lengths."""
+    rng = np.random.default_rng(seed)
+    b = len(lengths)
+    batch = {
+        "image": rng.integers(0, 256, (b, 16, 16, 3), dtype=np.uint8),
+        "tokens": rng.integers(5, VOCAB, (b, total)).astype(np.int32),
+        "targets": rng.integers(5, VOCAB, (b, total)).astype(np.int32),
+        "weights": np.zeros((b, total), np.float32),
+        "segments": np.zeros((b, total), np.int32),
+        "positions": np.zeros((b, total), np.int32),
+    }
+    for i, segments in enumerate(lengths):
+        start = 0
+        for number, n in enumerate(segments, 1):
+            batch["segments"][i, start : start + n] = number
+            batch["positions"][i, start : start + n] = np.arange(n)
+            batch["weights"][i, start + n - 2 : start + n] = 1
+            start += n
+    return batch
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def built(request):
+    blueprint = Blueprint.create(CONFIGS[request.param], VOCAB)
+    params = blueprint.init(jax.random.key(1))
+    # Norms and biases away from 1 and 0, so that a forgotten one shows.
+    noisy = {
+        n: p + 0.1 * jax.random.normal(jax.random.key(i), p.shape)
+        for i, (n, p) in enumerate(params.items())
+    }
+    return blueprint, noisy
+
+
+def logits(blueprint, params, batch):
+    def forward(params, batch):
+        model = blueprint.build(params)
+        return model.logits(model(batch).hidden)
+
+    return jax.jit(forward)(params, batch)
+
+
+def test_segments_equal_separate_rows(built):
+    blueprint, params = built
+    packed = rows([[5, 4, 3], [7, 5]])
+    together = logits(blueprint, params, packed)
+    for i, segments in enumerate([[5, 4, 3], [7, 5]]):
+        start = 0
+        for n in segments:
+            alone = rows([[n]], total=n)
+            alone["image"] = packed["image"][i : i + 1]
+            alone["tokens"] = packed["tokens"][i : i + 1, start : start + n]
+            alone["weights"] = packed["weights"][i : i + 1, start : start + n]
+            separate = logits(blueprint, params, alone)
+            np.testing.assert_allclose(
+                together[i, start : start + n], separate[0], atol=1e-5, rtol=1e-5
+            )
+            start += n
+
+
+def test_padding_changes_nothing(built):
+    blueprint, params = built
+    short = rows([[5, 4]], total=9)
+    long = rows([[5, 4], []], seed=3)
+    for name in ("image", "tokens", "weights"):
+        long[name][0][: short[name].shape[1]] = short[name][0]
+    np.testing.assert_allclose(
+        logits(blueprint, params, short)[0], logits(blueprint, params, long)[0, :9], atol=1e-5
+    )
+
+
+def test_every_parameter_gets_a_gradient(built):
+    blueprint, params = built
+    batch = rows([[6, 6], [12]])
+
+    def loss(params):
+        model = blueprint.build(params)
+        out = model(batch, key=jax.random.key(0))
+        return jnp.sum(jnp.sin(model.logits(out.hidden))) + out.aux_loss
+
+    grads = jax.jit(jax.grad(loss))(params)
+    silent = {n for n, g in grads.items() if not np.abs(g).max() > 0}
+    # The tower's last norm is kept for checkpoints only, and a bias on all keys moves no softmax.
+    assert {n for n in silent if "post_norm" not in n and "k_bias" not in n} == set()
+    assert all(np.isfinite(g).all() for g in grads.values())
+
+
+def test_decoding_agrees_with_teacher_forcing(built):
+    """Greedy tokens with the cache are the argmax of the full forward pass at every step."""
+    blueprint, params = built
+    rng = np.random.default_rng(5)
+    lengths = [3, 6, 0, 1]
+    prompts = rng.integers(5, VOCAB, (4, 6)).astype(np.int32)
+    batch = {
+        "image": rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8),
+        "tokens": prompts,
+        "length": np.array(lengths, np.int32),
+        "valid": np.array([True, True, False, True]),
+    }
+    greedy = make_greedy(
+        blueprint, make_mesh({}, jax.devices()[:1]), max_new_tokens=5, eos_id=1, pad_id=0
+    )
+    answers = np.asarray(jax.jit(greedy)(params, batch))
+    assert (answers[2] == 0).all(), "a padding row was answered"
+    for i in (0, 1, 3):
+        ids = prompts[i, : lengths[i]].tolist()
+        for step in range(5):
+            row = rows([[len(ids)]], total=len(ids))
+            row["image"], row["tokens"] = batch["image"][i : i + 1], np.array([ids], np.int32)
+            row["weights"][:] = 0
+            expected = int(np.argmax(logits(blueprint, params, row)[0, -1]))
+            if expected == 1:
+                assert (answers[i, step:] == 0).all()
+                break
+            assert answers[i, step] == expected, (i, step)
+            ids.append(expected)
+
+
+def test_counts_parameters():
+    dense, moe = (Blueprint.create(CONFIGS[n], VOCAB) for n in ("dense", "moe"))
+    assert dense.num_parameters() == dense.num_active_parameters()
+    experts = 2 * 4 * 3 * 32 * 16  # layers · E · three matrices
+    assert moe.num_parameters() - moe.num_active_parameters() == experts // 2
+
+
+def test_names_layers_in_order():
+    blueprint = Blueprint.create(CONFIGS["moe everywhere"], VOCAB)
+    params = blueprint.init(jax.random.key(0))
+    out = jax.jit(lambda p, b: blueprint.build(p)(b).moe)(params, rows([[6, 6], [4]]))
+    layers = blueprint.layers_of(out)
+    assert list(layers) == ["vision.1", "connector", "decoder.0", "decoder.3"]
+    # K choices of each valid token: 2 pictures of 4 patches, and 16 text tokens in the decoder.
+    assert [float(r.routed.sum()) for r in layers.values()] == [16.0, 16.0, 48.0, 48.0]
+
+
+def test_bfloat16_stays_close_to_float32():
+    batch = rows([[6, 6], [12]])
+    out = {}
+    for dtype in ("float32", "bfloat16"):
+        blueprint = Blueprint.create(dataclasses.replace(CONFIGS["dense"], dtype=dtype), VOCAB)
+        out[dtype] = logits(blueprint, blueprint.init(jax.random.key(0)), batch)
+        assert out[dtype].dtype == jnp.float32
+    np.testing.assert_allclose(out["bfloat16"], out["float32"], atol=0.1)

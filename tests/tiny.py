@@ -1,0 +1,40 @@
+"""A configuration that trains in seconds, on the tiny variant of ViScenes."""
+
+import os
+
+from vimoe_jax.config import defaults
+
+
+def get_config():
+    c = defaults()
+    c.data.variant = "tiny"
+    c.data.dir = os.environ["VIMOE_TEST_DATA"]
+    c.data.vocab_size = 420
+    c.data.text_length = 48
+    c.data.test_splits = ("test",)
+
+    c.model.image_size = 32
+    c.model.vision.width = 16
+    c.model.vision.depth = 1
+    c.model.vision.num_heads = 2
+    c.model.vision.mlp_dim = 32
+    c.model.decoder.width = 16
+    c.model.decoder.depth = 2
+    c.model.decoder.num_heads = 2
+    c.model.decoder.num_kv_heads = 1
+    c.model.decoder.head_dim = 8
+    c.model.decoder.mlp_dim = 32
+    c.model.decoder.moe.num_experts = 4
+    c.model.decoder.moe.mlp_dim = 16
+    c.model.decoder.moe.group_size = 128
+
+    c.train.steps = 12
+    c.train.batch_size = 4
+    c.train.log_every = 1
+    c.checkpoint.every = 3
+    c.eval.every = 6
+    c.eval.val_batches = 2
+    c.eval.batch_size = 8
+    c.eval.max_new_tokens = 4
+    c.eval.at_end = False
+    return c

@@ -1,0 +1,186 @@
+"""The step: loss, accumulation, meshes, frozen parts, decay, schedule."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.model.test_vlm import CONFIGS, VOCAB, rows
+from vimoe_jax.config import Config, Optim, Train
+from vimoe_jax.model.blueprint import Blueprint
+from vimoe_jax.parallel.mesh import make_mesh, to_mesh
+from vimoe_jax.train import loss as loss_lib
+from vimoe_jax.train import optim
+from vimoe_jax.train import state as state_lib
+from vimoe_jax.train.step import make_loss_step, make_train_step
+
+ROWS = [[5, 4, 3], [7, 5], [12], [6, 6], [4], [3, 3, 3, 3], [], [8, 4]]
+
+
+def config(model="moe", **train):
+    optim_config = train.pop("optim", Optim(learning_rate=1e-2, warmup_steps=2))
+    return Config(
+        model=CONFIGS[model], train=Train(steps=10, batch_size=8, **train), optim=optim_config
+    )
+
+
+def run(c, mesh_sizes=None, devices=1, steps=3):
+    """Losses of a few steps and the final parameters."""
+    mesh = make_mesh(mesh_sizes or {}, jax.devices()[:devices])
+    blueprint = Blueprint.create(c.model, VOCAB)
+    axes = blueprint.axes()
+    trainable = {n for n in axes if optim.rate(c.optim, n) > 0}
+    tx = optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)})
+    where = state_lib.shardings(blueprint, tx, trainable, mesh)
+
+    def create(key):
+        return state_lib.create(blueprint.init(key), tx, trainable)
+
+    state = jax.jit(create, out_shardings=where)(jax.random.key(0))
+    step = jax.jit(
+        make_train_step(c, blueprint, tx, mesh), donate_argnums=0, out_shardings=(where, None)
+    )
+    batch = to_mesh(rows(ROWS), mesh)
+    metrics = []
+    for _ in range(steps):
+        state, m = step(state, batch)
+        metrics.append(jax.device_get(m))
+    return jax.device_get(state), metrics
+
+
+def close(a, b, atol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=1e-5), a, b)
+
+
+@pytest.mark.parametrize("vocab_chunks", [1, 3])
+def test_cross_entropy_equals_the_plain_one(monkeypatch, vocab_chunks):
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(2, 5, 8)), jnp.float32)
+    matrix = jnp.asarray(rng.normal(size=(11, 8)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 11, (2, 5)))
+    weights = jnp.asarray(rng.integers(0, 2, (2, 5)), jnp.float32)
+    monkeypatch.setattr(loss_lib, "_MAX_LOGITS", 110 // vocab_chunks)
+
+    def plain(hidden, matrix):
+        p = jax.nn.log_softmax(hidden @ matrix.T)
+        return -jnp.sum(jnp.take_along_axis(p, targets[..., None], -1)[..., 0] * weights)
+
+    def ours(hidden, matrix):
+        return loss_lib.cross_entropy(hidden, matrix, targets, weights).loss
+
+    close(ours(hidden, matrix), plain(hidden, matrix))
+    close(jax.grad(ours, (0, 1))(hidden, matrix), jax.grad(plain, (0, 1))(hidden, matrix))
+    sums = loss_lib.cross_entropy(hidden, matrix, targets, weights)
+    right = (jnp.argmax(hidden @ matrix.T, -1) == targets) * weights
+    assert float(sums.correct) == float(right.sum())
+    assert float(sums.weight) == float(weights.sum())
+
+
+def test_the_loss_falls():
+    _, metrics = run(config(), steps=10)
+    losses = [float(m.tokens.loss / m.tokens.weight) for m in metrics]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_accumulation_equals_one_batch():
+    """With room for all (no drops) and no noise, microbatches change nothing but sums' order."""
+    model = CONFIGS["dense"]
+    c = dataclasses.replace(config(), model=model)
+    whole, m1 = run(c)
+    parts, m2 = run(dataclasses.replace(c, train=dataclasses.replace(c.train, accumulate=4)))
+    close(whole.params, parts.params)
+    close([m.tokens for m in m1], [m.tokens for m in m2])
+
+
+def test_accumulation_reports_the_mean_auxiliary_loss_and_all_counts():
+    c = config()
+    _, (one,) = run(c, steps=1)
+    _, (four,) = run(
+        dataclasses.replace(c, train=dataclasses.replace(c.train, accumulate=4)), steps=1
+    )
+    one_layer, four_layers = one.moe["decoder"][0][1], four.moe["decoder"][0][1]
+    close(one_layer.tokens, four_layers.tokens)
+    close(one_layer.routed.sum(), four_layers.routed.sum())
+    # Means over groups: of the same order whatever the number of microbatches.
+    ratio = four.aux_loss / one.aux_loss
+    assert 0.5 < float(ratio) < 2.5
+
+
+@pytest.mark.parametrize("model", ["moe", "dense"])
+@pytest.mark.parametrize(
+    "sizes",
+    [{"data": 8}, {"fsdp": 8}, {"data": 2, "expert": 4}, {"fsdp": 2, "expert": 2, "tensor": 2}],
+    ids=str,
+)
+def test_every_mesh_gives_the_same_numbers(model, sizes, single):
+    state, metrics = run(config(model), sizes, devices=8)
+    expected, expected_metrics = single(model)
+    close(metrics[0].tokens, expected_metrics[0].tokens)
+    close(metrics[0].grad_norm, expected_metrics[0].grad_norm)
+    # Adam divides by the root of tiny second moments, which magnifies rounding.
+    close(state.params, expected.params, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def single():
+    results = {}
+
+    def get(model):
+        if model not in results:
+            results[model] = run(config(model))
+        return results[model]
+
+    return get
+
+
+def test_frozen_parts_stay_and_have_no_moments():
+    c = config(optim=Optim(learning_rate=1e-2, warmup_steps=0, vision_rate=0.0, connector_rate=0.1))
+    state, _ = run(c, steps=2)
+    blueprint = Blueprint.create(c.model, VOCAB)
+    start = blueprint.init(jax.random.key(0))
+    assert all(n.startswith("vision.") for n in state.frozen)
+    close(state.frozen, {n: start[n] for n in state.frozen}, atol=0)
+    names = {str(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)}
+    assert not any("vision." in n for n in names)
+    assert np.abs(state.params["decoder.norm.scale"] - 1).max() > 1e-3
+
+
+def test_rates_scale_a_parts_steps():
+    def first_step(rate):
+        c = config(
+            optim=Optim(learning_rate=1e-2, warmup_steps=0, weight_decay=0.0, connector_rate=rate)
+        )
+        state, _ = run(c, steps=1)
+        start = Blueprint.create(c.model, VOCAB).init(jax.random.key(0))
+        return state.params["connector.w_out"] - start["connector.w_out"]
+
+    np.testing.assert_allclose(first_step(1.0) * 0.25, first_step(0.25), atol=1e-6)
+
+
+def test_decay_is_for_matrices_only():
+    axes = Blueprint.create(CONFIGS["moe everywhere"], VOCAB).axes()
+    decayed = {n for n, a in axes.items() if optim.decays(a) and not optim.is_bias(n)}
+    assert "decoder.embedding" in decayed
+    assert any(n.endswith("experts.w_in") for n in decayed)
+    for name in axes:
+        if name.endswith(("scale", "bias", "b_in", "b_out")):
+            assert name not in decayed, name
+
+
+def test_schedule_warms_up_and_decays():
+    s = optim.schedule(Optim(learning_rate=2.0, warmup_steps=10, final_fraction=0.1), 100)
+    assert [float(s(i)) for i in (0, 5, 10)] == pytest.approx([0.0, 1.0, 2.0])
+    assert float(s(100)) == pytest.approx(0.2)
+
+
+def test_validation_loss_is_the_training_loss_without_noise():
+    c = config("dense")
+    mesh = make_mesh({}, jax.devices()[:1])
+    blueprint = Blueprint.create(c.model, VOCAB)
+    sums = jax.jit(make_loss_step(blueprint, mesh))(
+        blueprint.init(jax.random.key(0)), to_mesh(rows(ROWS), mesh)
+    )
+    _, (first,) = run(c, steps=1)
+    close(sums, first.tokens)
