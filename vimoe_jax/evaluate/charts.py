@@ -38,13 +38,13 @@ class Series:
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential running mean, corrected for its start, over about 1/25 of the values."""
-    keep = 1 - 1 / max(1.0, len(values) / _SMOOTHING)
-    mean = weight = 0.0
+    """Running mean, centred (so that it doesn't lag), over about 1/25 of the values."""
+    half = -(-len(values) // (2 * _SMOOTHING))
     out = []
-    for v in values:
-        mean, weight = keep * mean + (1 - keep) * v, keep * weight + (1 - keep)
-        out.append(mean / weight)
+    for i in range(len(values)):
+        reach = min(half, i, len(values) - 1 - i)
+        window = values[i - reach : i + reach + 1]
+        out.append(sum(window) / len(window))
     return out
 
 
@@ -120,7 +120,7 @@ def line_chart(title: str, series: Sequence[Series], *, note: str = "", share: b
         "svg",
         _axes(sx, sy, share),
         [_line(s, xs, ys, sx, sy) for s, xs, ys in drawn],
-        tag("line", class_="cursor", y1=_TOP, y2=HEIGHT - _BOTTOM, x1=-9, x2=-9),
+        tag("line", class_="cursor", x1=0, x2=0, y1=_TOP, y2=HEIGHT - _BOTTOM),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
         aria_label=f"{title}; last: " + ", ".join(f"{s.name} {show(s.y[-1])}" for s in series),
@@ -239,6 +239,10 @@ def expert_chart(load: Sequence[float], by_kind: dict[str, Sequence[float]]) -> 
                 class_="c1",
             )
         )
+        if cell >= 24:
+            label = f"{100 * share:.0f}%"
+            x = round(left + (i + 0.5) * cell, 2)
+            parts.append(tag("text", label, x=x, y=round(base - h - 4, 2), class_="middle"))
     y = round(base - bars * balanced / peak, 2)
     parts += [
         tag("line", class_="balanced", x1=left, x2=WIDTH - 6, y1=y, y2=y),

@@ -17,8 +17,8 @@ class Html(str):
 
 
 def escape(child: Any) -> str:
-    """Markup as it is, None as nothing, iterables joined, all else as escaped text."""
-    if child is None:
+    """Markup as it is, None and False as nothing, iterables joined, the rest as escaped text."""
+    if child is None or child is False:
         return ""
     if isinstance(child, Html):
         return child
@@ -31,7 +31,7 @@ def escape(child: Any) -> str:
     return html.escape(str(child))
 
 
-def tag(name: str, *children: Any, **attributes: Any) -> Html:
+def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
     """An element. `class_` is `class`, other underscores are hyphens; None leaves one out."""
     text = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"'

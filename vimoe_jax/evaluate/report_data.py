@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +159,7 @@ def _splits(
 
 
 def _read_split(split: Split, folder: Path, workdir: Path, problems: list[str]) -> None:
-    # Written together with the predictions: after another evaluation of the split this is the newer.
+    # Written together with the predictions: newer after a second evaluation.
     own = _object(folder / "metrics.json", workdir, problems)
     split.metrics = {n: v for n, v in own.items() if _finite(v)} or split.metrics
     if (folder / "predictions.jsonl").exists():
@@ -219,7 +219,9 @@ def half_width(predictions: Sequence[Prediction]) -> float | None:
     return 1.96 * math.sqrt(spread * m / (m - 1)) / n
 
 
-def confusions(predictions: Sequence[Prediction], most: int = 12) -> list[tuple[str, str, str, int]]:
+def confusions(
+    predictions: Sequence[Prediction], most: int = 12
+) -> list[tuple[str, str, str, int]]:
     """The most frequent wrong answers: (type, reference, prediction, how often), twice or more."""
     counts = Counter(
         (p.type or p.task, vqa.plain(p.answers[0]), vqa.plain(p.prediction))
@@ -229,15 +231,16 @@ def confusions(predictions: Sequence[Prediction], most: int = 12) -> list[tuple[
     return [(*pair, n) for pair, n in counts.most_common(most) if n > 1]
 
 
-def gallery(split: Split, most: int) -> list[tuple[int, list[Prediction]]]:
-    """Pictures spread evenly over those with a thumbnail, each with all its predictions.
+def gallery(split: Split, most: int, tasks: Collection[str]) -> list[tuple[int, list[Prediction]]]:
+    """Pictures spread evenly over those with a thumbnail, each with its predictions of some tasks.
 
     The rule looks at no prediction. Where there are no thumbnails, pictures are spread over the
     split.
     """
     by_picture: dict[int, list[Prediction]] = defaultdict(list)
     for p in split.predictions:
-        by_picture[p.record_index].append(p)
+        if p.task in tasks:
+            by_picture[p.record_index].append(p)
     indices = sorted(i for i in by_picture if i in split.images or not split.images)
     if len(indices) > most:
         indices = [indices[k * len(indices) // most] for k in range(most)]

@@ -108,15 +108,9 @@ def meaning(name: str) -> Meaning:
     """Of a metric without `eval` prefix; unknown ones get their own name back."""
     if name in _MEANINGS:
         return _MEANINGS[name]
-    for prefix, what in (
-        ("vqa/accuracy/", "Accuracy: {}"),
-        ("vqa/accuracy_task/", "Accuracy: task {}"),
-        ("vqa/floor_per_type/", "Floor per type: {}"),
-    ):
-        if name.startswith(prefix):
-            rest = name.removeprefix(prefix)
-            better = "" if "floor" in prefix else "↑"
-            return Meaning(what.format(rest), f"The same on “{rest}” alone.", better=better)
+    if name.startswith("vqa/accuracy_task/"):
+        task = name.removeprefix("vqa/accuracy_task/")
+        return Meaning(f"Accuracy: {task}", f"On the questions of task {task} alone.")
     if name.startswith("train/moe/") and name.count("/") >= 3:
         part, _, kind = name.removeprefix("train/moe/").rpartition("/")
         known = _MOE.get(kind) or Meaning(

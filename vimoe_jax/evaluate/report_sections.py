@@ -1,0 +1,419 @@
+"""The report's sections, each from what was read to markup; None where there is nothing to show."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from vimoe_jax.evaluate import vqa
+from vimoe_jax.evaluate.captions import tokenize
+from vimoe_jax.evaluate.charts import Bar, Series, bar_rows, expert_chart, line_chart
+from vimoe_jax.evaluate.markup import Html, join, number, percent, tag
+from vimoe_jax.evaluate.predictions import Prediction
+from vimoe_jax.evaluate.report_data import Run, Split, confusions, gallery, half_width, png, right
+from vimoe_jax.evaluate.report_text import SCORING, meaning
+
+_PICTURES = 24  # of the first split; half as many of each other
+_QUESTIONS = 3  # a picture
+_CAPTIONS = 8
+_BY_TYPE = ("vqa/accuracy/", "vqa/floor_per_type/")
+_FLOORS = ("vqa/floor_per_type", "vqa/floor_majority", "vqa/floor_question_only")
+
+
+def results(run: Run) -> Html:
+    """The verdict in a sentence, tiles with the main numbers, accuracy by type against floors."""
+    scored = [s for s in run.splits if s.metrics]
+    if not scored:
+        text = "No scores yet: the test splits are answered when training ends."
+        return tag("p", text, class_="verdict")
+    with_vqa = [s for s in scored if "vqa/accuracy" in s.metrics]
+    return join(
+        _verdict(scored[0]), tag("div", list(_tiles(scored)), class_="tiles"), _bars(with_vqa)
+    )
+
+
+def _verdict(split: Split) -> Html:
+    m = split.metrics
+    parts: list[Any] = []
+    if "vqa/accuracy" in m:
+        asked = f"{m['vqa/count']:,.0f} questions" if "vqa/count" in m else "questions"
+        pictures = len({p.record_index for p in split.predictions})
+        about = f" about {pictures:,} pictures" if pictures else ""
+        parts += [f"On {asked}{about} of the {split.label} split, "]
+        parts += [tag("b", f"{percent(m['vqa/accuracy'])} of the answers are exactly right")]
+        if "vqa/floor_per_type" in m:
+            floor = m["vqa/floor_per_type"]
+            points = 100 * (m["vqa/accuracy"] - floor)
+            parts += [
+                f": {abs(points):.1f} points {'above' if points >= 0 else 'below'} the "
+                f"{percent(floor)} of answering each type's commonest answer, blind"
+            ]
+        parts += [". "]
+    if "caption/cider" in m:
+        parts += ["Its captions reach ", tag("b", f"CIDEr {m['caption/cider']:.2f}"), "."]
+    elif "caption/bleu_4" in m:
+        parts += ["Its captions reach ", tag("b", f"BLEU-4 {m['caption/bleu_4']:.2f}"), "."]
+    return tag("p", parts, class_="verdict")
+
+
+def _tiles(scored: list[Split]) -> Iterator[Html]:
+    for split in scored:
+        m = split.metrics
+        if "vqa/accuracy" in m:
+            half = half_width(split.predictions)
+            spread = half is not None and tag("small", f" ± {100 * half:.1f}")
+            floors = [
+                f"{what} {percent(m[name])}"
+                for name, what in zip(_FLOORS, ("per type", "majority", "question"), strict=True)
+                if name in m
+            ]
+            yield tag(
+                "div",
+                tag("p", "VQA accuracy", tag("span", split.label), class_="what"),
+                tag("p", percent(m["vqa/accuracy"]), spread, class_="big"),
+                tag("p", "floors: ", " · ".join(floors)) if floors else None,
+                class_="tile card",
+            )
+        if "caption/cider" in m:
+            others = [
+                f"{what} {m[name]:.3f}"
+                for name, what in (("caption/bleu_4", "BLEU-4"), ("caption/rouge_l", "ROUGE-L"))
+                if name in m
+            ]
+            yield tag(
+                "div",
+                tag("p", "CIDEr-D", tag("span", split.label), class_="what"),
+                tag("p", f"{m['caption/cider']:.2f}", tag("small", " of 10"), class_="big"),
+                tag("p", " · ".join(others)),
+                class_="tile card",
+            )
+
+
+def _bars(splits: list[Split]) -> Html | None:
+    """Accuracy of all questions, then by type under their task's heading."""
+    if not splits:
+        return None
+    shown = splits[:3]
+
+    def row(label: str, name: str, floors: tuple[tuple[str, str], ...], type_: str | None) -> tuple:
+        bars, small = [], ""
+        for color, split in enumerate(shown, 1):
+            m = split.metrics
+            if name in m:
+                marks = tuple((m[f], what) for f, what in floors if f in m)
+                bars.append(Bar(m[name], color, marks, f"{label}, {split.label}"))
+        if type_ is not None:
+            counts = [sum(p.type == type_ for p in s.predictions) for s in shown]
+            small = " + ".join(f"{n:,}" for n in counts if n)
+        return label, small and f"{small} questions", bars
+
+    whole = bar_rows(
+        [row("all questions", "vqa/accuracy", ((_FLOORS[0], "floor per type"),), None)]
+    )
+    task_of = {p.type: p.task for s in shown for p in s.predictions}
+    types = dict.fromkeys(
+        n.removeprefix("vqa/accuracy/")
+        for s in shown for n in s.metrics if n.startswith("vqa/accuracy/")
+    )  # fmt: skip
+    groups: dict[str, list] = {}
+    for t in types:
+        floor = ((f"vqa/floor_per_type/{t}", "floor"),)
+        groups.setdefault(task_of.get(t, ""), []).append(row(t, f"vqa/accuracy/{t}", floor, t))
+    names = {"vqa": "What the picture shows", "ocr_vqa": "What is written in it", "": "By type"}
+    blocks = [
+        [tag("p", names.get(task, task), class_="barhead"), bar_rows(rows)]
+        for task, rows in sorted(groups.items(), reverse=True)
+    ]
+    legend = [tag("span", tag("i", class_=f"key c{c}"), s.label) for c, s in enumerate(shown, 1)]
+    legend.append(
+        tag("span", tag("i", class_="key mark"), "floor: the type's commonest training answer")
+    )
+    return tag(
+        "div",
+        tag("h3", "Accuracy by question type"),
+        tag("p", legend, class_="legend"),
+        tag("div", whole, blocks, class_="barchart", style="margin-top:14px"),
+        class_="card",
+    )
+
+
+def training(run: Run) -> Html | None:
+    """Curves of what was logged while training."""
+    curves = run.curves
+
+    def s(metric: str, name: str, color: int = 1, **how: Any) -> Series:
+        return Series(name, *curves.get(metric, ((), ())), color=color, **how)
+
+    def per_part(kind: str) -> list[Series]:
+        names = [n for n in curves if n.startswith("train/moe/") and n.endswith(f"/{kind}")]
+        return [s(n, n.split("/")[2], i % 3 + 1) for i, n in enumerate(names)]
+
+    charts = [
+        line_chart(
+            "Loss",
+            [s("train/loss", "training", smooth=True), s("val/loss", "validation", 2, dots=True)],
+            note="nats an answer token",
+        ),
+        line_chart(
+            "Token accuracy",
+            [s("train/accuracy", "training", smooth=True)],
+            note="answer tokens predicted right, training batches",
+            share=True,
+        ),
+        line_chart(
+            "Learning rate", [s("train/learning_rate", "peak")], note="of the fastest parts"
+        ),
+        line_chart(
+            "Gradient norm",
+            [s("train/grad_norm", "global", smooth=True)],
+            note="before clipping",
+        ),
+        line_chart(
+            "Throughput",
+            [s("train/examples_per_second", "pictures a second", smooth=True)],
+            note=_tokens_note(curves),
+        ),
+        line_chart(
+            "Dropped choices",
+            per_part("drop_fraction"),
+            note="routed choices that found their expert full",
+            share=True,
+        ),
+        line_chart(
+            "Imbalance",
+            per_part("load_max_over_mean"),
+            note="busiest expert over the mean; 1 is balanced",
+        ),
+        line_chart("Router entropy", per_part("router_entropy"), note="nats a token"),
+        line_chart(
+            "Importance loss", per_part("importance_loss"), note="unweighted, mean over layers"
+        ),
+    ]
+    charts = [c for c in charts if c]
+    if not charts:
+        return tag("p", "Nothing was logged yet (metrics.jsonl).", class_="lead")
+    text = "Light lines are single steps as logged, strong ones their running mean."
+    return join(tag("p", text, class_="lead"), tag("div", charts, class_="charts"))
+
+
+def _tokens_note(curves: dict[str, tuple[list[int], list[float]]]) -> str:
+    values = sorted(curves.get("train/tokens_per_second", ((), ()))[1])
+    return f"median {values[len(values) // 2]:,.0f} tokens a second" if values else ""
+
+
+def answers(run: Run) -> Html | None:
+    """Pictures with questions, references and answers, chosen without looking at the answers."""
+    shown = [s for s in run.splits if any(p.task in vqa.TASKS for p in s.predictions)]
+    if not shown:
+        return None
+    text = (
+        "Not hand-picked: pictures spread evenly over the split, whatever their answers. The k-th "
+        "picture shows its questions k, k+1, k+2 (counted round), so that all types occur. "
+        "✓ equals a reference, ✗ does not; → is the reference."
+    )
+    blocks = [tag("p", text, class_="lead")]
+    for i, split in enumerate(shown):
+        pictures = gallery(split, _PICTURES if i == 0 else _PICTURES // 2, vqa.TASKS)
+        cards = [_card(split, k, index, rows) for k, (index, rows) in enumerate(pictures)]
+        grid = tag("div", cards, class_="gallery")
+        blocks.append(grid if i == 0 else _fold(f"Pictures of the {split.label} split", grid))
+    wrong = confusions(shown[0].predictions)
+    if wrong:
+        rows = [
+            tag(
+                "tr",
+                tag("td", t),
+                tag("td", ref),
+                tag("td", p or "(nothing)"),
+                tag("td", n, class_="n"),
+            )
+            for t, ref, p, n in wrong
+        ]
+        heads = [tag("th", h) for h in ("Type", "Reference", "Answer")]
+        head = tag("thead", tag("tr", heads, tag("th", "Times", class_="n")))
+        table = tag("div", tag("table", head, tag("tbody", rows)), class_="scroll card")
+        blocks.append(_fold(f"Most frequent mistakes on the {shown[0].label} split", table))
+    return join(blocks)
+
+
+def _fold(title: str, body: Html) -> Html:
+    return tag("details", tag("summary", title), body)
+
+
+def _card(split: Split, k: int, index: int, questions: list[Prediction]) -> Html:
+    count = min(_QUESTIONS, len(questions))
+    items = [_item(questions[(k + j) % len(questions)]) for j in range(count)]
+    alt = f"picture {index} of {split.label}"
+    return tag(
+        "article", _picture(split, index, alt), tag("ul", items, class_="qas"), class_="pic card"
+    )
+
+
+def _item(p: Prediction) -> Html:
+    good = right(p)
+    answer = tag("p", p.prediction or "(nothing)", class_=f"a {'ok' if good else 'no'}")
+    reference = None if good else tag("p", " / ".join(p.answers), class_="a ref")
+    kind = tag("span", p.type or p.task, class_="kind")
+    question = tag("p", kind, tag("span", p.question, lang="vi"), class_="q")
+    return tag("li", question, answer, reference)
+
+
+def _picture(split: Split, index: int, alt: str) -> Html:
+    data = png(split.images[index]) if index in split.images else None
+    if data is None:
+        return tag("div", f"no picture {index}", class_="nopic")
+    source = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    return tag("img", src=source, alt=alt, loading="lazy")
+
+
+def captions(run: Run) -> Html | None:
+    """Captions beside all their references."""
+    text = (
+        "Pictures spread evenly over the split, whatever their captions. Underlined: syllables "
+        "that no reference has. Green: the reference that the caption equals."
+    )
+    blocks: list[Any] = [tag("p", text, class_="lead")]
+    for split in run.splits:
+        chosen = gallery(split, _CAPTIONS, ("caption",))
+        if chosen:
+            cards = [_caption(split, i, p) for i, rows in chosen for p in rows[:1]]
+            grid = tag("div", cards, class_="caps")
+            first = len(blocks) == 1
+            blocks.append(grid if first else _fold(f"Captions of the {split.label} split", grid))
+    return join(blocks) if len(blocks) > 1 else None
+
+
+def _caption(split: Split, index: int, p: Prediction) -> Html:
+    known = {syllable for a in p.answers for syllable in tokenize(a).split()}
+    words = []
+    for word in p.prediction.split():
+        bare = word.rstrip(".,;:!?")
+        mark = not set(tokenize(bare).split()) <= known
+        words.append(join(tag("mark", bare) if mark else bare, word[len(bare) :], " "))
+    whole = tokenize(p.prediction)
+    references = [tag("li", a, class_="hit" if tokenize(a) == whole else None) for a in p.answers]
+    text = tag("p", words or "(nothing)", class_="cap", lang="vi")
+    picture = _picture(split, index, f"picture {index} of {split.label}")
+    body = tag("div", text, tag("ul", references, class_="refs", lang="vi"))
+    return tag("article", picture, body, class_="capcard card")
+
+
+def experts(run: Run) -> Html | None:
+    """Each MoE layer's load, balanced or not, and which kinds of token go where."""
+    shown = [s for s in run.splits if s.experts]
+    if not shown:
+        return None
+    text = (
+        "Bars: each expert's share of all routed choices; the dashed line is perfect balance. "
+        "Below: the same for each kind of token, in per cent; deep colour means a kind's favourite "
+        "expert (four times its balanced share, or more)."
+    )
+    blocks = [tag("p", text, class_="lead")]
+    for i, split in enumerate(shown):
+        grid = tag("div", [_layer(layer) for layer in split.experts], class_="charts")
+        blocks.append(grid if i == 0 else _fold(f"Experts on the {split.label} split", grid))
+    return join(blocks)
+
+
+def _layer(layer: dict[str, Any]) -> Html:
+    load = layer["load"]
+    # The number of equally used experts that would be as spread out.
+    effective = math.exp(-sum(x * math.log(x) for x in load if x > 0))
+    facts = [f"as if {effective:.1f} of {len(load)} experts shared evenly"]
+    if isinstance(layer.get("drop_fraction"), int | float):
+        facts.append(f"{percent(layer['drop_fraction'])} dropped")
+    if isinstance(layer.get("entropy"), int | float):
+        facts.append(f"gate entropy {layer['entropy']:.2f} of {math.log(len(load)):.2f} nats")
+    head = tag(
+        "figcaption", tag("strong", layer.get("name", "layer")), tag("small", " · ".join(facts))
+    )
+    return tag("figure", head, expert_chart(load, layer["by_kind"]), class_="chart card")
+
+
+def metrics(run: Run) -> Html | None:
+    """Every metric with its meaning: scores by split, then the last value of what was logged."""
+    scored = [s for s in run.splits if s.metrics]
+    groups = []
+    for title, prefix in (("Questions", "vqa/"), ("Captions", "caption/"), ("Other scores", "")):
+        names = dict.fromkeys(
+            n for s in scored for n in s.metrics
+            if not n.startswith(_BY_TYPE)
+            and (n.startswith(prefix) if prefix else not n.startswith(("vqa/", "caption/")))
+        )  # fmt: skip
+        if names:
+            rows = [_metric_row(n, [s.metrics.get(n) for s in scored]) for n in names]
+            groups.append((title, [s.label for s in scored], rows))
+        if prefix == "vqa/" and (rows := _type_rows(scored)):
+            groups.append(("Accuracy by question type", [s.label for s in scored], rows))
+    if run.curves:
+        rows = [
+            _metric_row(name, [values[-1], min(values), max(values)])
+            for name, (_, values) in sorted(run.curves.items())
+        ]
+        groups.append(("While training", ["last", "lowest", "highest"], rows))
+    if not groups:
+        return None
+    tables = []
+    for title, columns, rows in groups:
+        heads = [tag("th", c, class_="n") for c in columns]
+        table = tag("table", tag("thead", tag("tr", tag("th", title), heads)), tag("tbody", rows))
+        tables.append(tag("div", tag("div", table, class_="scroll"), class_="card"))
+    interval = (
+        "The ± beside accuracy is a 95% interval over pictures, since questions about one picture "
+        "are not independent."
+    )
+    return join(
+        tag("p", SCORING, " ", interval, class_="lead"),
+        [tag("div", t, style="margin-bottom:14px") for t in tables],
+    )
+
+
+def _type_rows(scored: list[Split]) -> list[Html]:
+    """Accuracy of each type, its floor below."""
+    prefix, floor = _BY_TYPE
+    types = dict.fromkeys(
+        n.removeprefix(prefix) for s in scored for n in s.metrics if n.startswith(prefix)
+    )
+    rows = []
+    for t in types:
+        cells = []
+        for m in (s.metrics for s in scored):
+            value = m.get(prefix + t)
+            small = f"floor {percent(m[floor + t])}" if floor + t in m else ""
+            text = "–" if value is None else percent(value)
+            cells.append(tag("td", text, small and tag("small", small), class_="n"))
+        rows.append(tag("tr", tag("td", t), cells))
+    return rows
+
+
+def _metric_row(name: str, values: list[float | None]) -> Html:
+    m = meaning(name)
+    show = {"share": percent, "count": lambda v: f"{v:,.0f}"}.get(m.unit, number)
+    arrow = m.better and tag("span", f" {m.better}", class_="arrow")
+    label = tag("td", m.title, arrow, m.text and tag("small", m.text))
+    cells = [tag("td", "–" if v is None else show(v), class_="n") for v in values]
+    return tag("tr", label, cells)
+
+
+def configuration(run: Run) -> Html | None:
+    """Every field of the configuration, folded away."""
+    if not run.config:
+        return None
+    rows = [
+        tag("tr", tag("td", tag("code", name)), tag("td", tag("code", value)))
+        for name, value in _flat(run.config)
+    ]
+    table = tag("div", tag("table", tag("tbody", rows)), class_="scroll card")
+    return tag("details", tag("summary", f"All {len(rows)} fields"), table)
+
+
+def _flat(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield path + str(name), text
