@@ -37,6 +37,14 @@ def prompt(task: str, question: str, *, wording: int = 0) -> str:
     return template.replace("{q}", f"{question}?")
 
 
+def prompt_of(qa: QA, *, wording: int = 0) -> str:
+    """`prompt` of a QA, whose id the complaint names."""
+    try:
+        return prompt(qa.task, qa.question, wording=wording)
+    except BadRecord as e:
+        raise BadRecord(f"{qa.id}: {e}") from None
+
+
 @dataclasses.dataclass(frozen=True)
 class Segment:
     """One question and answer as training sees it: n input tokens, each with its next token.
@@ -62,7 +70,7 @@ def segment(qa: QA, tokenizer: Tokenizer, *, answer: int = 0, wording: int = 0) 
     Raises:
       BadRecord: no question, or an answer without text.
     """
-    before = tokenizer.encode(prompt(qa.task, qa.question, wording=wording))
+    before = tokenizer.encode(prompt_of(qa, wording=wording))
     after = tokenizer.encode(qa.answers[answer])
     if not after:
         raise BadRecord(f"{qa.id}: empty answer")

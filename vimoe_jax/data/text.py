@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import unicodedata
 
-# Zero-width characters and the byte-order mark: invisible, and different bytes for the same word.
-# (U+200D stays inside emoji sequences in principle; no dataset here asks about those.)
-_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
+# Control and format characters (zero-width spaces and joiners, the byte-order mark, direction
+# marks, soft hyphens): invisible, and different bytes for the same word. White space stays, to be
+# collapsed. Emoji sequences lose their joiners and become their parts.
+_CLEAN: dict[int, str | None] = {
+    c: None
+    for c in (*range(0x20000), *range(0xE0000, 0xE0080))  # no others are assigned
+    if unicodedata.category(chr(c)) in ("Cc", "Cf") and not chr(c).isspace()
+}
+# Half a surrogate pair (broken JSON escapes, undecodable bytes of a command line) has no UTF-8.
+_CLEAN |= dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 
 
 def normalize(text: str) -> str:
     """NFC, invisible characters removed, white space collapsed and stripped.
 
-    NFC comes first of all: decomposed Vietnamese costs a tokenizer three times the tokens and
-    compares unequal. Tone placement (hòa, hoà) is left as it is.
+    Decomposed Vietnamese costs a tokenizer three times the tokens and compares unequal; an
+    invisible character between a letter and its mark would keep them apart, so that those go
+    first. Tone placement (hòa, hoà) is left as it is.
     """
-    return " ".join(unicodedata.normalize("NFC", text).translate(_INVISIBLE).split())
+    return " ".join(unicodedata.normalize("NFC", text.translate(_CLEAN)).split())

@@ -26,6 +26,8 @@ class Tokenizer(Protocol):
     vocab_size: int
     pad_id: int
     eos_id: int
+    unk_id: int
+    bos_id: int
     image_id: int
 
     def encode(self, text: str) -> list[int]:
@@ -74,10 +76,17 @@ class SentencePieceTokenizer:
             raise UserError(f"{path}: not a tokenizer of this package: {e}") from None
 
     def save(self, path: str | Path) -> None:
-        """Writes the `.model` file, whole or not at all."""
-        temporary = Path(path).with_suffix(".tmp")
-        temporary.write_bytes(self._proto)
-        temporary.replace(path)
+        """Writes the `.model` file, whole or not at all.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
+        temporary = Path(f"{path}.tmp")
+        try:
+            temporary.write_bytes(self._proto)
+            temporary.replace(path)
+        except OSError as e:
+            raise UserError(f"{path}: {e.strerror}") from None
 
     def encode(self, text: str) -> list[int]:
         """Ids of the normalised text, nothing added."""
@@ -111,6 +120,8 @@ def train_sentencepiece(
     sentences = [n for n in map(normalize, texts) if n]
     if not sentences:
         raise UserError("tokenizer: no text to train on")
+    if vocab_size < 1:
+        raise UserError(f"vocab_size: must be positive, not {vocab_size}")
     out = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -183,18 +194,21 @@ def main(argv: Sequence[str]) -> int:
     for name in ("input", "vocab_size", "out"):
         if name not in options:
             raise UserError(f"--{name}: needed")
-    if not options["vocab_size"].isdigit():
+    if not options["vocab_size"].isdecimal():
         raise UserError(f"--vocab_size: must be a number, not {options['vocab_size']!r}")
     files = {path: _read_lines(path) for path in options["input"].split(",")}
     texts = [line for lines in files.values() for line in lines]
     tokenizer = train_sentencepiece(texts, int(options["vocab_size"]))
     out = Path(options["out"])
+    report_file = out.with_name(f"{out.stem}.report.json")
+    if not out.name or out == report_file:
+        raise UserError(f"--out: not a name for a model: {options['out']!r}")
     tokenizer.save(out)
     report = {path: fertility(tokenizer, lines) for path, lines in files.items()}
     for path, numbers in report.items():
         print(f"{numbers['tokens_per_syllable']:.3f} tokens a syllable · {path}")
-    out.with_suffix(".json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-    print(f"{tokenizer.vocab_size} pieces -> {out}")
+    report_file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    print(f"{tokenizer.vocab_size} pieces -> {out}, {report_file}")
     return 0
 
 
