@@ -52,7 +52,7 @@ def test_weights_are_on_the_answer_and_the_end(tokenizer, wording, answer):
     assert learnt == [*tokenizer.encode(qa.answers[answer]), tokenizer.eos_id]
     before = tokenizer.encode(prompt("vqa", qa.question, wording=wording))
     assert s.tokens == before + learnt[:-1]
-    assert s.targets == s.tokens[1:] + [tokenizer.eos_id]
+    assert s.targets == [*s.tokens[1:], tokenizer.eos_id]
     # The first answer token is predicted from the last prompt token.
     assert s.weights.index(1.0) == len(before) - 1
     assert set(s.weights) == {0.0, 1.0}

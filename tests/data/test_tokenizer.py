@@ -154,7 +154,9 @@ def test_command(tmp_path, capsys):
     assert report[str(captions)]["tokens"] == sum(len(made.encode(t)) for t in TEXTS[4:])
 
 
-@pytest.mark.parametrize("broken, complaint", [(b"\xff\xfe", "bad.txt:2: not UTF-8"), (None, "bad")])
+@pytest.mark.parametrize(
+    "broken, complaint", [(b"\xff\xfe", "bad.txt:2: not UTF-8"), (None, "bad.txt: No such file")]
+)
 def test_command_on_a_bad_file(tmp_path, broken, complaint):
     path = tmp_path / "bad.txt"
     if broken:

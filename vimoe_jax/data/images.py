@@ -6,15 +6,14 @@ Normalisation to [-1, 1] happens on the device: uint8 is a quarter of the bytes 
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vimoe_jax.data.records import BadRecord
 
-# Against decompression bombs: more pixels than any camera gives.
-MAX_PIXELS = 200_000_000
+# Against decompression bombs: 256 MiB as RGB. Where Pillow would begin to warn.
+MAX_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 _GREY = (127, 127, 127)  # 0 after normalisation
 
 
@@ -35,18 +34,35 @@ def decode(data: bytes, size: int, mode: str = "squash", *, name: str = "image")
       BadRecord: unreadable, truncated, or larger than `MAX_PIXELS`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own size warning; the limit is below
-            image = Image.open(io.BytesIO(data))
-            if image.width * image.height > MAX_PIXELS:
-                raise BadRecord(f"{name}: {image.width}×{image.height} pixels is too large")
-            image.load()
-            image = _to_rgb(ImageOps.exif_transpose(image))
+        image = Image.open(io.BytesIO(data))
+        if image.width * image.height > MAX_PIXELS:
+            raise BadRecord(f"{name}: {image.width}×{image.height} pixels is too large")
+        image.load()
+        image = _to_rgb(_upright(image))
     except BadRecord:
         raise
     except Exception as e:  # Pillow's decoders raise many kinds on broken files
-        raise BadRecord(f"{name}: unreadable picture: {e or type(e).__name__}") from None
+        reason = "not a picture" if isinstance(e, UnidentifiedImageError) else e
+        raise BadRecord(f"{name}: unreadable picture: {reason or type(e).__name__}") from None
     return np.asarray(_square(image, size, mode), np.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says; the other EXIF fields, often broken, are not read."""
+    turn = Image.Transpose
+    turns = {
+        2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
+        6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90,
+    }  # fmt: skip
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # a damaged EXIF block; the pixels are fine
+        return image
+    if orientation not in turns:
+        return image
+    turned = image.transpose(turns[orientation])
+    turned.info = image.info  # transparency
+    return turned
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -70,5 +86,10 @@ def _square(image: Image.Image, size: int, mode: str) -> Image.Image:
     if mode == "crop":
         return ImageOps.fit(image, (size, size), bicubic)
     if mode == "pad":
-        return ImageOps.pad(image, (size, size), bicubic, color=_GREY)
+        scale = size / max(image.size)
+        width, height = (max(1, round(n * scale)) for n in image.size)
+        square = Image.new("RGB", (size, size), _GREY)
+        corner = ((size - width) // 2, (size - height) // 2)
+        square.paste(image.resize((width, height), bicubic), corner)
+        return square
     raise ValueError(f"mode must be 'squash', 'crop' or 'pad', not {mode!r}")

@@ -3,14 +3,16 @@
     {"image": "a.jpg", "task": "vqa", "question": "con mèo màu gì", "answers": ["đen"]}
 
 `task` is "caption", "vqa" or "ocr_vqa"; optional are `id`, `type` (for scores per type) and
-`split`. A caption may stand as `"caption": "…"` in place of `answers`. Paths are relative to the
-file. Lines of the same picture become one record, its captions the references of one question.
+`split`; null is as good as absent. A caption may stand as `"caption": "…"` in place of `answers`.
+Paths are relative to the file. Lines of the same picture become one record, its captions the
+references of one question.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ from vimoe_jax.data.text import normalize
 from vimoe_jax.errors import UserError
 
 _KEYS = {"image", "task", "question", "answers", "caption", "id", "type", "split"}
+_SHOWN = 10  # warnings of one kind; the rest is counted
 
 
 class JsonlSource:
@@ -29,35 +32,51 @@ class JsonlSource:
     Everything but the pictures' contents is checked at opening.
 
     Attributes:
-      skipped: a message for each bad line, `file:line: reason`.
+      path: the file.
+      skipped: a message for each bad line (of any split), `file:line: reason`.
+      splits: good lines by the name of their split, "" where none is given.
 
     Raises:
       UserError: no such file, nothing left in it, or more than `max_bad` bad lines.
     """
 
-    def __init__(self, path: str | Path, split: str | None = None, *, max_bad: int = 0):
+    def __init__(
+        self,
+        path: str | Path,
+        split: str | None = None,
+        *,
+        max_bad: int = 0,
+        quiet: bool = False,
+    ):
         self.path = Path(path)
         self.skipped: list[str] = []
-        self._images: list[tuple[Path, list[QA]]] = []
+        self.splits: Counter[str] = Counter()
         unknown: Counter[str] = Counter()
+        ids: Counter[str] = Counter()
         by_image: dict[str, list[QA]] = {}
-        splits: set[str] = set()
         for number, row in self._rows(max_bad):
             unknown.update(set(row) - _KEYS)
-            splits.add(row.get("split", ""))
-            if split is None or row.get("split") == split:
-                by_image.setdefault(row["image"], []).append(self._qa(number, row))
-        for image, qa in by_image.items():
-            self._images.append((self.path.parent / image, _merge_captions(qa)))
-        if unknown:
-            keys = ", ".join(f"{k} ({n}×)" for k, n in sorted(unknown.items()))
-            print(f"warning: {path}: keys not used: {keys}", file=sys.stderr)
-        for message in self.skipped:
-            print(f"warning: skipped {message}", file=sys.stderr)
+            self.splits[row.get("split", "")] += 1
+            if split is None or row.get("split", "") == split:
+                by_image.setdefault(row["image"], []).append(_qa(number, row, ids))
+        self._images = [
+            (self.path.parent / image, _merge_captions(qa)) for image, qa in by_image.items()
+        ]
+        if not quiet:
+            self._warn(unknown)
         if not self._images:
-            have = ", ".join(sorted(map(repr, splits))) or "no lines at all"
+            have = ", ".join(map(repr, sorted(self.splits))) or "no good line"
             wanted = "" if split is None else f" of split {split!r}"
             raise UserError(f"{path}: no records{wanted} (the file has {have})")
+
+    def _warn(self, unknown: Counter[str]) -> None:
+        if unknown:
+            keys = ", ".join(f"{k} ({n}×)" for k, n in sorted(unknown.items()))
+            print(f"warning: {self.path}: keys not used: {keys}", file=sys.stderr)
+        for message in self.skipped[:_SHOWN]:
+            print(f"warning: skipped {message}", file=sys.stderr)
+        if (more := len(self.skipped) - _SHOWN) > 0:
+            print(f"warning: skipped {more} more lines of {self.path}", file=sys.stderr)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -93,25 +112,29 @@ class JsonlSource:
                 if complaint is None:
                     image = row["image"]
                     if image not in exists:
-                        exists[image] = (self.path.parent / image).is_file()
+                        exists[image] = os.path.isfile(self.path.parent / image)
                     if exists[image]:
                         yield number, row
                         continue
                     complaint = f"image: no such file: {image}"
                 message = f"{self.path}:{number}: {complaint}"
                 if len(self.skipped) >= max_bad:
-                    note = f" (config.data.max_skipped = {max_bad})" if max_bad else ""
+                    note = f" (one more than the {max_bad} allowed)" if max_bad else ""
                     raise UserError(message + note)
                 self.skipped.append(message)
 
-    def _qa(self, number: int, row: dict) -> QA:
-        return QA(
-            id=str(row.get("id", f"line{number}")),
-            task=row["task"],
-            question=row.get("question", ""),
-            answers=tuple(row["answers"]),
-            type=row.get("type", ""),
-        )
+
+def _qa(number: int, row: dict, ids: Counter[str]) -> QA:
+    """A checked line; an id that came before (often the picture's) gets a number to be unique."""
+    name = str(row.get("id", f"line{number}"))
+    ids[name] += 1
+    return QA(
+        id=name if ids[name] == 1 else f"{name}/{ids[name]}",
+        task=row["task"],
+        question=row.get("question", ""),
+        answers=tuple(row["answers"]),
+        type=row.get("type", ""),
+    )
 
 
 def _merge_captions(qa: list[QA]) -> list[QA]:
@@ -130,14 +153,21 @@ def _parse(line: bytes) -> tuple[dict, str | None]:
     """A line as a dict, and what is wrong with it (None if nothing is)."""
     try:
         row = json.loads(line.decode("utf-8-sig"))
+        if rb"\u" in line:
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return {}, "broken JSON: half a surrogate pair"
     except UnicodeDecodeError:
         return {}, "not UTF-8"
     except json.JSONDecodeError as e:
         return {}, f"broken JSON: {e.msg} at column {e.colno}"
     except RecursionError:
         return {}, "broken JSON: nested too deeply"
+    except ValueError as e:  # a number of thousands of digits
+        return {}, f"broken JSON: {e}"
     if not isinstance(row, dict):
         return {}, "not a JSON object"
+    row = {key: value for key, value in row.items() if value is not None}
     if row.get("task") == "caption" and "answers" not in row and "caption" in row:
         row["answers"] = [row["caption"]]
     return row, _complaint(row)
@@ -152,6 +182,8 @@ def _complaint(row: dict) -> str | None:
             return f"{key}: missing or empty"
     if "\0" in row["image"]:
         return "image: not a path"
+    if not isinstance(row.get("id", ""), str | int):
+        return "id: must be a string or a number"
     if row["task"] not in TASKS:
         return f"task: must be one of {', '.join(TASKS)}, not {row['task']!r}"
     answers = row["answers"]
@@ -159,6 +191,6 @@ def _complaint(row: dict) -> str | None:
         return "answers: must be a list of strings"
     if not all(map(normalize, answers)):
         return "answers: an answer is empty"
-    if row["task"] != "caption" and not normalize(row.get("question", "")).rstrip("? "):
+    if row["task"] != "caption" and not normalize(row.get("question", "")).rstrip("?？ "):
         return "question: missing or empty"
     return None
