@@ -239,16 +239,15 @@ def expert_chart(load: Sequence[float], by_kind: dict[str, Sequence[float]]) -> 
                 class_="c1",
             )
         )
-        if cell >= 24:
-            label = f"{100 * share:.0f}%"
-            x = round(left + (i + 0.5) * cell, 2)
-            parts.append(tag("text", label, x=x, y=round(base - h - 4, 2), class_="middle"))
     y = round(base - bars * balanced / peak, 2)
     parts += [
         tag("line", class_="balanced", x1=left, x2=WIDTH - 6, y1=y, y2=y),
         tag("text", f"1/{count}", x=left - 6, y=y + 3.5, class_="end"),
         tag("text", "load", x=left - 6, y=base - 2, class_="end"),
     ]
+    for i, share in enumerate(load if cell >= 24 else []):
+        x, y = round(left + (i + 0.5) * cell, 2), round(base - bars * share / peak - 5, 2)
+        parts.append(tag("text", f"{100 * share:.0f}%", x=x, y=y, class_="middle over"))
     for r, (kind, shares) in enumerate(by_kind.items()):
         parts.append(_heat_row(kind, shares, base + 8 + r * row, row, left, cell, gap))
     bottom = base + 8 + len(by_kind) * row + 14

@@ -63,7 +63,7 @@ def number(value: float) -> str:
         return f"{value:.3g}"
     if size < 1e-12:
         return "0"
-    mantissa, exponent = f"{value:.2g}".split("e") if size < 1e-4 else (f"{value:.2g}", None)
+    mantissa, _, exponent = f"{value:.2g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
 
 

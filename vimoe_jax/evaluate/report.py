@@ -16,7 +16,7 @@ from typing import Any
 
 from vimoe_jax import cli
 from vimoe_jax.errors import UserError, exit_on_user_error
-from vimoe_jax.evaluate import report_data, report_sections
+from vimoe_jax.evaluate import report_data, report_sections, report_tables
 from vimoe_jax.evaluate.markup import Html, join, number, tag
 from vimoe_jax.evaluate.report_style import CSS, SCRIPT
 
@@ -34,8 +34,8 @@ _SECTIONS = (
     ("answers", "Answers", report_sections.answers),
     ("captions", "Captions", report_sections.captions),
     ("experts", "Experts", report_sections.experts),
-    ("metrics", "All metrics", report_sections.metrics),
-    ("configuration", "Configuration", report_sections.configuration),
+    ("metrics", "All metrics", report_tables.metrics),
+    ("configuration", "Configuration", report_tables.configuration),
 )
 
 

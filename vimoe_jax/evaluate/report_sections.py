@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,15 +10,13 @@ from typing import Any
 from vimoe_jax.evaluate import vqa
 from vimoe_jax.evaluate.captions import tokenize
 from vimoe_jax.evaluate.charts import Bar, Series, bar_rows, expert_chart, line_chart
-from vimoe_jax.evaluate.markup import Html, join, number, percent, tag
+from vimoe_jax.evaluate.markup import Html, join, percent, tag
 from vimoe_jax.evaluate.predictions import Prediction
 from vimoe_jax.evaluate.report_data import Run, Split, confusions, gallery, half_width, png, right
-from vimoe_jax.evaluate.report_text import SCORING, meaning
 
 _PICTURES = 24  # of the first split; half as many of each other
 _QUESTIONS = 3  # a picture
 _CAPTIONS = 8
-_BY_TYPE = ("vqa/accuracy/", "vqa/floor_per_type/")
 _FLOORS = ("vqa/floor_per_type", "vqa/floor_majority", "vqa/floor_question_only")
 
 
@@ -331,89 +328,3 @@ def _layer(layer: dict[str, Any]) -> Html:
         "figcaption", tag("strong", layer.get("name", "layer")), tag("small", " · ".join(facts))
     )
     return tag("figure", head, expert_chart(load, layer["by_kind"]), class_="chart card")
-
-
-def metrics(run: Run) -> Html | None:
-    """Every metric with its meaning: scores by split, then the last value of what was logged."""
-    scored = [s for s in run.splits if s.metrics]
-    groups = []
-    for title, prefix in (("Questions", "vqa/"), ("Captions", "caption/"), ("Other scores", "")):
-        names = dict.fromkeys(
-            n for s in scored for n in s.metrics
-            if not n.startswith(_BY_TYPE)
-            and (n.startswith(prefix) if prefix else not n.startswith(("vqa/", "caption/")))
-        )  # fmt: skip
-        if names:
-            rows = [_metric_row(n, [s.metrics.get(n) for s in scored]) for n in names]
-            groups.append((title, [s.label for s in scored], rows))
-        if prefix == "vqa/" and (rows := _type_rows(scored)):
-            groups.append(("Accuracy by question type", [s.label for s in scored], rows))
-    if run.curves:
-        rows = [
-            _metric_row(name, [values[-1], min(values), max(values)])
-            for name, (_, values) in sorted(run.curves.items())
-        ]
-        groups.append(("While training", ["last", "lowest", "highest"], rows))
-    if not groups:
-        return None
-    tables = []
-    for title, columns, rows in groups:
-        heads = [tag("th", c, class_="n") for c in columns]
-        table = tag("table", tag("thead", tag("tr", tag("th", title), heads)), tag("tbody", rows))
-        tables.append(tag("div", tag("div", table, class_="scroll"), class_="card"))
-    interval = (
-        "The ± beside accuracy is a 95% interval over pictures, since questions about one picture "
-        "are not independent."
-    )
-    return join(
-        tag("p", SCORING, " ", interval, class_="lead"),
-        [tag("div", t, style="margin-bottom:14px") for t in tables],
-    )
-
-
-def _type_rows(scored: list[Split]) -> list[Html]:
-    """Accuracy of each type, its floor below."""
-    prefix, floor = _BY_TYPE
-    types = dict.fromkeys(
-        n.removeprefix(prefix) for s in scored for n in s.metrics if n.startswith(prefix)
-    )
-    rows = []
-    for t in types:
-        cells = []
-        for m in (s.metrics for s in scored):
-            value = m.get(prefix + t)
-            small = f"floor {percent(m[floor + t])}" if floor + t in m else ""
-            text = "–" if value is None else percent(value)
-            cells.append(tag("td", text, small and tag("small", small), class_="n"))
-        rows.append(tag("tr", tag("td", t), cells))
-    return rows
-
-
-def _metric_row(name: str, values: list[float | None]) -> Html:
-    m = meaning(name)
-    show = {"share": percent, "count": lambda v: f"{v:,.0f}"}.get(m.unit, number)
-    arrow = m.better and tag("span", f" {m.better}", class_="arrow")
-    label = tag("td", m.title, arrow, m.text and tag("small", m.text))
-    cells = [tag("td", "–" if v is None else show(v), class_="n") for v in values]
-    return tag("tr", label, cells)
-
-
-def configuration(run: Run) -> Html | None:
-    """Every field of the configuration, folded away."""
-    if not run.config:
-        return None
-    rows = [
-        tag("tr", tag("td", tag("code", name)), tag("td", tag("code", value)))
-        for name, value in _flat(run.config)
-    ]
-    table = tag("div", tag("table", tag("tbody", rows)), class_="scroll card")
-    return tag("details", tag("summary", f"All {len(rows)} fields"), table)
-
-
-def _flat(values: dict[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{path}{name}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            yield path + str(name), text

@@ -48,7 +48,7 @@ margin-bottom:14px}
 .bar{display:grid;grid-template-columns:1fr 52px;gap:8px;align-items:center}
 .bar b{font:600 13px/1 var(--sans);font-variant-numeric:tabular-nums;text-align:right}
 .track{position:relative;height:13px;background:var(--track);border-radius:3px}
-.track i{display:block;height:100%;border-radius:3px;min-width:2px}
+.track i{display:block;height:100%;border-radius:3px}
 .track s{position:absolute;top:-2px;bottom:-2px;width:3px;margin-left:-1.5px;background:var(--ink);
 border-radius:1px;box-shadow:0 0 0 1px var(--card)}
 i.c1{background:var(--c1)}i.c2{background:var(--c2)}i.c3{background:var(--c3)}
@@ -75,6 +75,7 @@ circle.dot{stroke:var(--card);stroke-width:1}
 .c1{fill:var(--c1)}.c2{fill:var(--c2)}.c3{fill:var(--c3)}
 polyline.c1,polyline.c2,polyline.c3{fill:none}
 rect.heat{fill:var(--c1)}
+svg text.over{paint-order:stroke;stroke:var(--card);stroke-width:3px}
 svg text.cell{fill:var(--ink);font-size:10px}svg text.cell.on{fill:var(--onheat)}
 .balanced{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:4 3}
 .cursor{stroke:var(--soft);stroke-width:1;visibility:hidden}
@@ -117,6 +118,7 @@ tbody tr:last-child td{border-bottom:0}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;padding-left:12px;
 padding-right:0}
 td small{display:block;color:var(--soft);font-size:13px;line-height:1.35;max-width:64ch}
+th.n{white-space:normal;min-width:7ch;vertical-align:bottom}
 td .arrow{color:var(--soft)}
 tr.group td{padding-top:18px;font:600 16px var(--serif)}
 code{font:13px var(--mono);overflow-wrap:anywhere}
@@ -125,7 +127,7 @@ footer{color:var(--soft);font-size:13px;padding-top:26px;padding-bottom:44px}
 header{padding-top:26px}.pic img,.pic .nopic{aspect-ratio:4/3}
 .barrow{grid-template-columns:96px 1fr;gap:10px}
 .bar{grid-template-columns:1fr 46px;gap:6px}.capcard{grid-template-columns:88px 1fr;gap:12px}
-td code{font-size:12px}}
+td code{font-size:12px}td.n{padding-left:8px}table{font-size:14px}}
 @media print{body{background:#fff}nav,.readout{display:none}.card{break-inside:avoid}
 section{break-before:auto}}
 """

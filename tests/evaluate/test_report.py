@@ -1,0 +1,357 @@
+"""The report, from workdirs in every state; what it shows, and that it shows nothing else."""
+
+import base64
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from vimoe_jax.errors import UserError
+from vimoe_jax.evaluate import captions, charts, markup, report, report_data, vqa
+from vimoe_jax.evaluate import predictions as predictions_lib
+from vimoe_jax.evaluate.plots import save_grid_png
+from vimoe_jax.evaluate.predictions import Prediction
+
+COLORS = {"đỏ": "#d43c2c", "vàng": "#efc62f", "tím": "#7a3fa0", "trắng": "#f4f4f4"}
+COUNTS = ("một", "hai", "ba", "bốn")
+PICTURES = 30
+
+
+def ask(index, number, type, question, answer, prediction, task="vqa"):
+    id_ = f"test-{index}"
+    return Prediction(id_, index, f"{id_}/{number}", task, type, question, (answer,), prediction)
+
+
+def answers_of(index):
+    """One picture's predictions: colours always right, counts never right above two."""
+    color, count = list(COLORS)[index % 4], index % 3
+    caption = f"Trong ảnh có {COUNTS[count]} quả bóng màu {color}."
+    return [
+        Prediction(
+            f"test-{index}", index, f"test-{index}/0", "caption", "", "",
+            (caption, f"Bức ảnh chụp {COUNTS[count]} quả bóng màu {color}."),
+            caption if index % 2 else f"Trong ảnh có một con mèo màu {color}.",
+        ),
+        ask(index, 1, "color", "màu của quả bóng là gì", f"màu {color}", f"màu {color}"),
+        ask(index, 2, "number", "có mấy quả bóng trong ảnh", COUNTS[count], COUNTS[min(count, 1)]),
+        ask(index, 3, "title", "tên của cuốn sách là gì", "rừng đước", "sông trôi", "ocr_vqa"),
+    ]  # fmt: skip
+
+
+def draw(path, index):
+    image = Image.new("RGB", (96, 96), "#cfe6f4")
+    canvas = ImageDraw.Draw(image)
+    for i in range(index % 3 + 1):
+        canvas.ellipse((4 + 30 * i, 34, 30 + 30 * i, 60), list(COLORS.values())[index % 4], "black")
+    image.save(path)
+
+
+def curves():
+    for step in range(20, 1001, 20):
+        yield {
+            "step": step,
+            "train/loss": 0.4 + 5 * math.exp(-step / 150),
+            "train/accuracy": 1 - math.exp(-step / 300),
+            "train/grad_norm": 1.5,
+            "train/learning_rate": 1e-3 * (1 - step / 1000),
+            "train/examples_per_second": 150.0,
+            "train/tokens_per_second": 31000.0,
+            "train/moe/decoder/drop_fraction": 0.1 * math.exp(-step / 100),
+            "train/moe/decoder/importance_loss": 0.03,
+        }
+        if step % 200 == 0:
+            yield {"step": step, "val/loss": 0.45}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("moe_small")
+    folder = workdir / "eval" / "test"
+    (folder / "images").mkdir(parents=True)
+    rows = [p for i in range(PICTURES) for p in answers_of(i)]
+    predictions_lib.write(folder / "predictions.jsonl", rows)
+    for i in range(PICTURES):
+        draw(folder / "images" / f"{i}.png", i)
+    scores = vqa.score(rows) | captions.score(rows)
+    scores |= {"vqa/floor_per_type": 0.125, "vqa/floor_per_type/color": 0.25}
+    last = {"step": 1000} | {f"eval/{n}": v for n, v in scores.items()}
+    last |= {"eval_compositional/vqa/accuracy": 0.4321}
+    lines = [json.dumps(row) for row in [*curves(), last]]
+    (workdir / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 1001, "train/lo')
+    layer = {
+        "name": "decoder.1", "load": [0.5, 0.25, 0.15, 0.1], "drop_fraction": 0.0312,
+        "entropy": 1.1, "by_kind": {"image": [0.7, 0.1, 0.1, 0.1], "answer": [0, 0, 0.5, 0.5]},
+    }  # fmt: skip
+    files = {
+        "config.json": {"seed": 7, "model": {"decoder": {"moe": {"num_experts": 4}}}},
+        "summary.json": {"parameters": 3795456, "steps": 1000, "train_seconds": 284.1},
+        "eval/test/experts.json": {"layers": [layer]},
+    }
+    for name, value in files.items():
+        (workdir / name).write_text(json.dumps(value))
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "moe_small")
+
+
+class Page(HTMLParser):
+    """A report's elements, checked to be well nested."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self._open = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "img"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def read(workdir):
+    path = report.write_report(workdir)
+    assert path == workdir / "report.html"
+    assert not list(workdir.glob("*.tmp")) and not list(workdir.glob(".*"))
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def test_what_a_finished_run_shows(finished):
+    page = read(finished)
+    right = PICTURES * 5 / 9  # colours all, counts two in three, titles none
+    assert f"{100 * right / PICTURES:.1f}% of the answers are exactly right" in page.text
+    assert "On 90 questions about 30 pictures of the test split" in page.text
+    assert "43.1 points above the 12.5%" in page.text
+    for text in ("3.80 M", "4 min 44 s", "43.2%", "CIDEr", "Dropped choices", "decoder.1", "3.1%"):
+        assert text in page.text, text
+    assert "model.decoder.moe.num_experts" in page.text
+    assert captions.TOKENIZATION in page.text
+    # The floor of colours, and of all questions, are marked on the bars.
+    marks = [a["style"] for a in page.all("s")]
+    assert "left:25.00%" in marks and "left:12.50%" in marks
+    assert "unreadable" not in page.text  # a torn last line is no news
+
+
+def test_pictures_are_shown_with_failures_and_chosen_without_looking(workdir):
+    def shown():
+        page = read(workdir)
+        classes = [a.get("class", "") for _, a in page.elements]
+        return [a["src"] for a in page.all("img")], classes.count("a ok"), classes.count("a no")
+
+    pictures, ok, no = shown()
+    assert len(pictures) == 24 + 8
+    assert ok + no == 24 * 3 and no >= 24
+    path = workdir / "eval/test/predictions.jsonl"
+    rows = predictions_lib.read(path)
+    wrong = [Prediction(**{**p.__dict__, "prediction": "không biết"}) for p in rows]
+    predictions_lib.write(path, wrong)
+    assert shown() == (pictures, 0, 24 * 3)
+    decoded = base64.b64decode(pictures[0].removeprefix("data:image/png;base64,"))
+    assert decoded == (workdir / "eval/test/images/0.png").read_bytes()
+
+
+def test_one_file_that_asks_for_nothing(finished):
+    page = read(finished)
+    for _, attrs in page.elements:
+        assert attrs.get("src", "data:image/png;").startswith("data:image/png;")
+        assert attrs.get("href", "#").startswith("#")
+    assert not page.all("link") and not page.all("iframe")
+    assert "url(" not in page.text and "@import" not in page.text
+    policy = next(a for a in page.all("meta") if a.get("http-equiv"))["content"]
+    script = (finished / "report.html").read_text().split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.startswith("default-src 'none';") and f"'sha256-{digest}'" in policy
+
+
+EVIL = "</style></script><script>alert(1)</script><img src=x onerror='alert(2)'>\"&\ud800\0"
+
+
+def test_nothing_can_be_injected(workdir):
+    row = Prediction(EVIL, 0, EVIL, "vqa", EVIL, EVIL, (EVIL,), EVIL + "x")
+    caption = Prediction("0", 1, "0/1", "caption", EVIL, "", (EVIL,), EVIL + " mèo")
+    path = workdir / "eval/test/predictions.jsonl"
+    path.write_text("\n".join(json.dumps({**p.__dict__}) for p in (row, row, caption)))
+    (workdir / "config.json").write_text(json.dumps({EVIL: {EVIL: EVIL}}))
+    (workdir / "summary.json").write_text(json.dumps({EVIL: EVIL, "device": EVIL, "steps": EVIL}))
+    layer = {"name": EVIL, "load": [0.5, 0.5], "by_kind": {EVIL: [1, 0]}}
+    (workdir / "eval/test/experts.json").write_text(json.dumps({"layers": [layer]}))
+    with open(workdir / "metrics.jsonl", "a") as f:
+        evil = {f"train/moe/{EVIL}/drop_fraction": 0.1, EVIL: 1, f"eval/vqa/accuracy/{EVIL}": 1}
+        f.write("\n" + json.dumps({"step": 1002, **evil, f"eval_{EVIL}/vqa/accuracy": 1}) + "\n")
+    page = read(workdir)
+    assert len(page.all("script")) == 1 and "alert(1)" in page.text
+    assert all(a["src"].startswith("data:") for a in page.all("img"))
+    assert not any(key.startswith("on") for _, attrs in page.elements for key in attrs)
+
+
+PARTS = (
+    "config.json", "summary.json", "metrics.jsonl", "eval", "eval/test/predictions.jsonl",
+    "eval/test/images", "eval/test/experts.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_anything_may_be_missing(workdir, part):
+    path = workdir / part
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page = read(workdir)
+    assert not [a for a in page.all("div") if a.get("class") == "note"]
+    if part == "eval/test/images":
+        assert not page.all("img") and "no picture 0" in page.text
+    if part == "eval":
+        assert "55.6% of the answers" in page.text  # metrics.jsonl still has the scores
+
+
+def test_an_empty_workdir_says_so(tmp_path):
+    page = read(tmp_path)
+    assert "No scores yet" in page.text and "Nothing was logged yet" in page.text
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2]", b"\xff\xfe\0", b'{"layers": 3}'])
+@pytest.mark.parametrize("part", [p for p in PARTS if p.count(".")] + ["eval/test/images/0.png"])
+def test_anything_may_be_broken(workdir, part, content):
+    (workdir / part).write_bytes(content)
+    page = read(workdir)
+    if content == b"{" and part.endswith("json"):
+        assert f"{part} cannot be read" in page.text
+    if content == b"{" and part.endswith("predictions.jsonl"):
+        assert "predictions.jsonl:1: not a prediction" in page.text
+
+
+def test_broken_lines_and_values_of_metrics(workdir):
+    lines = [
+        "nonsense", '{"train/loss": 1}', '{"step": "x"}', "[]",
+        '{"step": 1, "train/loss": null, "val/loss": NaN, "train/grad_norm": "big"}',
+        '{"step": 2, "train/loss": 1e300}', '{"step": 1, "train/loss": 3}',
+        '{"step": 2, "train/loss": 2}',
+    ]  # fmt: skip
+    (workdir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    run = report_data.load(workdir)
+    assert run.curves == {"train/loss": ([1, 2], [3, 2])}  # steps in order, the last one counts
+    assert run.problems == ["metrics.jsonl: 4 unreadable lines left out"]
+    assert "4 unreadable lines" in read(workdir).text
+
+
+@pytest.mark.parametrize("load", [None, [], ["a"], [float("nan")], [-1, 2], 3])
+def test_experts_that_are_no_shares_are_left_out(workdir, load):
+    layers = [{"load": load}, 7, {"load": [1.0], "by_kind": {"image": load, "text": [1, 0]}}]
+    (workdir / "eval/test/experts.json").write_text(json.dumps({"layers": layers}))
+    assert [x["by_kind"] for x in report_data.load(workdir).splits[0].experts] == [{}]
+    read(workdir)
+
+
+def test_splits_are_matched_with_their_metrics(workdir):
+    shutil.copytree(workdir / "eval/test", workdir / "eval/test_compositional")
+    (workdir / "eval/another").mkdir()
+    names = [s.name for s in report_data.load(workdir).splits]
+    assert names == ["test", "another", "test_compositional"]
+    splits = {s.name: s for s in report_data.load(workdir).splits}
+    assert splits["test_compositional"].metrics == {"vqa/accuracy": 0.4321}
+    assert "test compositional" in read(workdir).text
+    # A later evaluation leaves its scores beside its predictions.
+    (workdir / "eval/test/metrics.json").write_text('{"vqa/accuracy": 0.25}')
+    assert report_data.load(workdir).splits[0].metrics == {"vqa/accuracy": 0.25}
+    (workdir / "config.json").write_text('{"data": {"test_splits": ["another", "test"]}}')
+    assert report_data.load(workdir).splits[0].name == "another"
+
+
+def test_interval_counts_pictures_not_questions():
+    rows = [p for i in range(8) for p in answers_of(i)]
+    same = report_data.half_width(rows)
+    # Every question asked ten times tells nothing new.
+    assert report_data.half_width(rows * 10) == pytest.approx(same)
+    one_each = [ask(i, 0, "number", "", "hai", "hai" if i % 2 else "ba") for i in range(100)]
+    assert report_data.half_width(one_each) == pytest.approx(1.96 * 0.5 / math.sqrt(99), rel=1e-6)
+    assert report_data.half_width(rows[:4]) is None
+
+
+def test_confusions_count_wrong_pairs():
+    rows = [p for i in range(9) for p in answers_of(i)]
+    found = report_data.confusions(rows)
+    assert found == [("title", "rừng đước", "sông trôi", 9), ("number", "ba", "hai", 3)]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_inside_and_few(low, span):
+    values = charts.ticks(low, low + span)
+    assert 1 <= len(values) <= 6
+    slack = 1e-6 * max(abs(low), span)
+    assert all(low - slack <= v <= low + span + slack for v in values)
+
+
+def test_lines_keep_their_level():
+    assert charts.smoothed([2.0] * 100) == pytest.approx([2.0] * 100)
+    ramp = [float(i) for i in range(100)]
+    assert charts.smoothed(ramp) == pytest.approx(ramp)  # no lag
+    x, y = charts.thinned(list(range(100_001)), [1.0] * 100_001)
+    assert len(x) <= 400 and x[-1] == 100_000 and set(y) == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (5e-5, "5e-5"), (1e-3, "0.001"), (0.0005, "0.0005"), (0.1234, "0.123"),
+     (12.34, "12.3"), (123.4, "123"), (31415.9, "31,416"), (-2.5, "-2.5"), (math.nan, "–")],
+)  # fmt: skip
+def test_numbers_as_people_write_them(value, text):
+    assert markup.number(value) == text
+
+
+def test_the_grid_as_a_picture(workdir, tmp_path):
+    path = tmp_path / "grid.png"
+    save_grid_png(workdir, path)
+    with Image.open(path) as image:
+        assert image.size[0] > 1200 and image.size[1] > 800
+        colors = {c for _, c in image.convert("RGB").getcolors(1 << 24)}
+    for color in (COLORS["đỏ"], "#1c7a4a", "#b8372b"):  # the first balls; right, and wrong
+        assert tuple(bytes.fromhex(color[1:])) in colors, color
+    assert {p.name for p in tmp_path.iterdir()} == {"moe_small", "grid.png"}
+    shutil.rmtree(workdir / "eval/test/images")
+    with pytest.raises(UserError, match="no evaluated pictures"):
+        save_grid_png(workdir, path)
+
+
+def run_command(*args):
+    command = [sys.executable, "-X", "importtime", "-m", "vimoe_jax.evaluate.report", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_command(workdir):
+    done = run_command("--workdir", str(workdir), f"--grid={workdir / 'grid.png'}")
+    assert done.returncode == 0
+    assert done.stdout.split() == [str(workdir / "report.html"), str(workdir / "grid.png")]
+    shown = run_command("--help")
+    assert shown.returncode == 0 and "--workdir" in shown.stdout
+    imported = {line.rpartition("|")[2].strip() for line in shown.stderr.splitlines()}
+    assert not imported & {"jax", "matplotlib", "grain", "tensorflow_datasets"}
+
+
+@pytest.mark.parametrize("args", [["--workdir=nowhere"], ["--workdirs=x"], ["--grid=x.png"]])
+def test_command_with_bad_input(args, capsys):
+    with pytest.raises(UserError, match=r"^--"):
+        report.main(args)
+    assert capsys.readouterr().out == ""
