@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
-from vimoe_jax.data.datasets.viscenes import covers, draw, scenes
+from vimoe_jax.data.datasets.viscenes import asking, covers, draw, scenes
 
 SPLITS = ("train", "validation", "test", "test_compositional")
+_SCENES = 0.75  # share of pictures; the others are covers and signs
 _DESCRIPTION = """\
 Rendered pictures with Vietnamese captions and questions: scenes of coloured objects (questions on \
 object, number, color, location) and book covers or shop signs (title, author, publisher, \
@@ -47,8 +49,10 @@ class ViScenes(tfds.core.GeneratorBasedBuilder):
     """The builder; `answers` holds a question's references joined by newlines."""
 
     name = "viscenes"
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {
+        "1.1.0": "Clearer drawings, more questions a picture, relations that cannot be mistaken.",
+    }
     BUILDER_CONFIGS = CONFIGS
 
     on_example: Callable[[], None] | None = None  # called after each picture
@@ -82,33 +86,56 @@ class ViScenes(tfds.core.GeneratorBasedBuilder):
                 self.on_example()
 
 
-def example(seed: int, split: str, index: int) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture with what it shows and what is asked of it.
+
+    Attributes:
+      shows: the scene graph, or the words of the cover or sign.
+      image: uint8 RGB `[draw.SIZE, draw.SIZE]`.
+      captions: five.
+      asked: the questions.
+    """
+
+    shows: scenes.Scene | covers.Cover | covers.Sign
+    image: Image.Image
+    captions: list[str]
+    asked: list[asking.Asked]
+
+
+def picture(seed: int, split: str, index: int) -> Picture:
     """One picture, a function of its arguments alone."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     compositional = split == "test_compositional"
-    if compositional or rng.random() < 0.75:
-        task = "vqa"
-        scene = scenes.sample(rng, held_out=compositional)
-        image = scenes.render(scene, rng)
-        asked, captions = scenes.questions(scene, rng), scenes.captions(scene, rng)
-    else:
-        task = "ocr_vqa"
+    if not compositional and rng.random() >= _SCENES:
         item = covers.sample(rng)
         image = covers.render(item, rng)
-        asked, captions = covers.questions(item, rng), covers.captions(item)
-    rows = [("caption", "", "", captions)] + [(task, t, q, [a]) for t, q, a in asked]
+        return Picture(item, image, covers.captions(item), covers.questions(item, rng))
+    scene = scenes.sample(rng, held_out=compositional)
+    image = scenes.render(scene, scenes.layout(scene, rng), rng)
+    asked = asking.questions(scene, rng, only_held_out=compositional)
+    return Picture(scene, image, asking.captions(scene, rng), asked)
+
+
+def example(seed: int, split: str, index: int) -> dict[str, Any]:
+    """One picture as the features of `ViScenes`, the image as a PNG file in memory."""
+    made = picture(seed, split, index)
+    task = "vqa" if isinstance(made.shows, scenes.Scene) else "ocr_vqa"
+    rows = [("caption", "", "", "\n".join(made.captions))]
+    rows += [(task, a.type, a.question, a.answer) for a in made.asked]
     png = io.BytesIO()
-    image.save(png, "PNG", compress_level=6)
+    made.image.save(png, "PNG", compress_level=6)
+    png.seek(0)
     return {
         "id": f"{split}-{index}",
-        "image": io.BytesIO(png.getvalue()),
+        "image": png,
         "qa": [
             {
                 "id": f"{split}-{index}/{i}",
                 "task": kind,
                 "type": question_type,
                 "question": question,
-                "answers": "\n".join(answers),
+                "answers": answers,
             }
             for i, (kind, question_type, question, answers) in enumerate(rows)
         ],

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vimoe_jax.data.datasets.viscenes import draw, places
+from vimoe_jax.data.datasets.viscenes.asking import Asked
 from vimoe_jax.data.datasets.viscenes.words import (
     AUTHORS,
     GENRES,
@@ -23,7 +24,9 @@ from vimoe_jax.errors import UserError
 
 # DejaVu has every Vietnamese letter and comes with Matplotlib.
 FONTS = ("DejaVuSans-Bold.ttf", "DejaVuSerif-Bold.ttf")
-_GENRE_ICONS = dict(zip(GENRES, ("cat", "flower", "star", "cup", "flag", "boat"), strict=True))
+TRANSLATED = "Dịch: "
+TITLE, ROW, SIGN = 18, 10, 28  # heights of text, in pixels, where the words are short enough
+TEXT_WIDTH = 109.0  # pixels
 _BOARDS = (
     (190, 30, 36),
     (24, 92, 160),
@@ -34,18 +37,24 @@ _BOARDS = (
 )
 
 
-@functools.cache
-def font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
-    """One of `FONTS`, at a height in pixels of the finished picture.
+def font_file(name: str) -> Path:
+    """Where Matplotlib keeps one of `FONTS`; Matplotlib is not imported.
 
     Raises:
-      UserError: Matplotlib, which carries the fonts, is not installed.
+      UserError: Matplotlib is not installed, or came without it.
     """
     spec = importlib.util.find_spec("matplotlib")
     path = Path(spec.origin).parent / "mpl-data/fonts/ttf" / name if spec else None
     if path is None or not path.is_file():
         raise UserError(f"matplotlib: needed for its font {name}; pip install matplotlib")
-    return ImageFont.truetype(str(path), pixels * draw.SCALE, layout_engine=ImageFont.Layout.BASIC)
+    return path
+
+
+@functools.cache
+def font(name: str, pixels: int) -> ImageFont.FreeTypeFont:
+    """One of `FONTS`, at a height in pixels of the finished picture."""
+    file, size = str(font_file(name)), pixels * draw.SCALE
+    return ImageFont.truetype(file, size, layout_engine=ImageFont.Layout.BASIC)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +72,14 @@ class Cover:
 class Sign:
     """What a shop's sign says."""
 
-    text: str
+    sign: str
 
 
 def sample(rng: np.random.Generator) -> Cover | Sign:
     """Draws a cover (three in four) or a sign."""
 
     def one(options) -> str:
-        return str(options[int(rng.integers(len(options)))])
+        return options[int(rng.integers(len(options)))]
 
     if rng.random() < 0.25:
         return Sign(one(SIGNS))
@@ -79,70 +88,104 @@ def sample(rng: np.random.Generator) -> Cover | Sign:
 
 
 def render(item: Cover | Sign, rng: np.random.Generator) -> Image.Image:
-    """Draws it, `draw.SIZE` pixels on a side."""
-    image = _sign(item, rng) if isinstance(item, Sign) else _cover(item, rng)
-    return image.reduce(draw.SCALE)
+    """Draws it, uint8 RGB `[draw.SIZE, draw.SIZE]`."""
+    return draw.finish(_sign(item, rng) if isinstance(item, Sign) else _cover(item, rng))
 
 
-def _text(d: ImageDraw.ImageDraw, xy, text: str, name: str, pixels: int, fill, width: int) -> None:
-    """Centred at `xy`, shrunk until it is at most `width` wide (pixels of the finished picture)."""
+def fit(text: str, name: str, pixels: int, width: float) -> int:
+    """The height, at most `pixels`, at which the text is at most `width` pixels wide."""
     while pixels > 6 and font(name, pixels).getlength(text) > width * draw.SCALE:
         pixels -= 1
-    xy = (xy[0] * draw.SCALE, xy[1] * draw.SCALE)
-    d.text(xy, text, font=font(name, pixels), fill=fill, anchor="mm")
+    return pixels
 
 
-def _lines(title: str) -> list[str]:
-    """Two syllables a line."""
+def _text(
+    d: ImageDraw.ImageDraw,
+    xy: tuple[float, float],
+    text: str,
+    name: str,
+    pixels: int,
+    fill: draw.Color,
+) -> None:
+    """Centred at `xy` (pixels of the finished picture), shrunk until it fits."""
+    at = (xy[0] * draw.SCALE, xy[1] * draw.SCALE)
+    face = font(name, fit(text, name, pixels, TEXT_WIDTH))
+    d.text(at, text, font=face, fill=fill, anchor="mm")
+
+
+def _box(
+    d: ImageDraw.ImageDraw,
+    xy: tuple[float, float, float, float],
+    fill: draw.Color | None,
+    outline: draw.Color | None = None,
+    width: float = 0,
+    radius: float = 0,
+) -> None:
+    """A rectangle in pixels of the finished picture."""
+    xy, width = [v * draw.SCALE for v in xy], round(width * draw.SCALE)
+    d.rounded_rectangle(xy, radius * draw.SCALE, fill=fill, outline=outline, width=width)
+
+
+def lines(title: str) -> list[str]:
+    """Two syllables a line, three lines at most."""
     words = title.split()
     return [" ".join(words[i : i + 2]) for i in range(0, len(words), 2)]
 
 
-def _jitter(color, rng: np.random.Generator):
-    return tuple(int(v) for v in np.clip(np.array(color) + rng.normal(0, 5, 3), 0, 255))
-
-
 def _cover(cover: Cover, rng: np.random.Generator) -> Image.Image:
-    n = draw.SIZE * draw.SCALE
-    paper, ink = GENRES[cover.genre]
-    paper = _jitter(paper, rng)
-    image = Image.new("RGB", (n, n), (224, 220, 214))
-    d = ImageDraw.Draw(image)
-    d.rectangle(
-        [10, 4, n - 10, n - 4], fill=paper, outline=draw.mix(paper, (0, 0, 0), 0.3), width=3
-    )
+    """Author, title, emblem, genre, translator, publisher: from the top down, on a table."""
+    image, d = draw.canvas()
+    genre = GENRES[cover.genre]
+    paper, ink = draw.jitter(genre.paper, rng, 9), genre.ink
+    edge = draw.mix(paper, (0, 0, 0), 0.3)
+    soft = draw.mix(paper, ink, 0.16)
+    _box(d, (-1, -1, 129, 129), draw.jitter((214, 204, 192), rng, 12))
+    _box(d, (9, 4, 127, 128), draw.mix((214, 204, 192), (0, 0, 0), 0.25), radius=2)
+    _box(d, (4, 1, 124, 125), paper, edge, 1, radius=2)
+    _box(d, (5, 2, 9, 124), edge)  # the spine
+    _box(d, (10, 69 - 14, 123, 69 + 14), soft)
     name = FONTS[int(rng.integers(len(FONTS)))]
-    center = draw.SIZE / 2 + rng.uniform(-1.5, 1.5)
-    _text(d, (center, 12), cover.author, name, 11, ink, 104)
-    lines = _lines(cover.title)
-    top = 38 - 9 * (len(lines) - 1) + rng.uniform(-1, 1)
-    for i, line in enumerate(lines):
-        _text(d, (center, top + 18 * i), line, name, 18, ink, 108)
-    accent = draw.mix(ink, paper, 0.35)
-    draw.draw_icon(d, _GENRE_ICONS[cover.genre], accent, (center, 77), 13, angle=rng.normal(0, 4))
-    _text(d, (center, 96), cover.genre, name, 9, ink, 100)
+    center = 66.5 + rng.uniform(-1, 1)
+    _text(d, (center, 10), cover.author, name, ROW, ink)
+    title = lines(cover.title)
+    for i, line in enumerate(title):
+        y = 35.5 + 18 * (i - (len(title) - 1) / 2) + rng.uniform(-0.5, 0.5)
+        _text(d, (center, y), line, name, TITLE, ink)
+    tint = draw.mix(ink, paper, 0.2)
+    dark = sum(paper) < 300
+    emblem = (center + rng.uniform(-12, 12), 69.0)
+    tilt = float(rng.uniform(-8, 8))
+    draw.draw_icon(d, genre.emblem, tint, emblem, 11.5, angle=tilt, on_dark=dark)
+    rows = [cover.genre, cover.publisher]
     if cover.translator:
-        _text(d, (center, 107), f"Dịch: {cover.translator}", name, 9, ink, 108)
-    _text(d, (center, 118), cover.publisher, name, 9, ink, 104)
+        rows.insert(1, f"{TRANSLATED}{cover.translator}")
+    for i, row in enumerate(rows):
+        y = 117.5 - (12.0 if len(rows) == 3 else 15.0) * (len(rows) - 1 - i)
+        _text(d, (center, y), row, name, ROW, ink)
     return image
 
 
 def _sign(sign: Sign, rng: np.random.Generator) -> Image.Image:
+    """Over a shop's door, or on two posts by the road."""
     image, d = places.background("street", rng)
-    board = _jitter(_BOARDS[int(rng.integers(len(_BOARDS)))], rng)
+    board = draw.jitter(_BOARDS[int(rng.integers(len(_BOARDS)))], rng, 9)
     ink = (255, 250, 240) if sum(board) < 420 else (60, 20, 20)
-    y = rng.uniform(40, 70)
-    s = draw.SCALE
-    for x in (24, 100):
-        d.rectangle([x * s, (y + 20) * s, (x + 4) * s, draw.SIZE * s], fill=(120, 110, 104))
-    d.rounded_rectangle(
-        [6 * s, (y - 24) * s, 122 * s, (y + 24) * s], 12, fill=board, outline=ink, width=4
-    )
-    _text(d, (64, y), sign.text, FONTS[int(rng.integers(len(FONTS)))], 28, ink, 106)
+    y = rng.uniform(38, 52)
+    if rng.random() < 0.5:
+        _box(d, (10, y - 28, 118, 118), draw.jitter((226, 208, 178), rng, 10))
+        awning = draw.mix(board, (255, 255, 255), 0.45)
+        for i in range(9):
+            fill = awning if i % 2 else (248, 246, 240)
+            _box(d, (10 + 12 * i, y + 18, 22 + 12 * i, y + 33), fill, radius=3)
+        _box(d, (24, y + 38, 62, 104), (196, 222, 232), (120, 96, 76), 1.5)
+        _box(d, (76, y + 38, 104, 118), (132, 96, 68), (96, 70, 50), 1.5)
+    else:
+        for x in (24, 100):
+            _box(d, (x, y + 20, x + 4, 112), (120, 110, 104))
+    _box(d, (5, y - 22, 123, y + 22), board, ink, 1.4, radius=5)
+    _text(d, (64, y), sign.sign, FONTS[int(rng.integers(len(FONTS)))], SIGN, ink)
     return image
 
-
-Question = tuple[str, str, str]  # type, question, answer
 
 _WORDINGS: dict[str, tuple[str, ...]] = {
     "title": (
@@ -155,26 +198,28 @@ _WORDINGS: dict[str, tuple[str, ...]] = {
     ),
     "publisher": (
         "nhà xuất bản của cuốn sách này là gì", "cuốn sách do nhà xuất bản nào phát hành",
-        "đơn vị nào xuất bản quyển sách này",
+        "đơn vị nào xuất bản quyển sách này", "nhà xuất bản nào in cuốn sách này",
     ),
     "translator": (
         "ai là người dịch cuốn sách này", "cuốn sách này do ai dịch",
-        "dịch giả của quyển sách là ai",
+        "dịch giả của quyển sách là ai", "tên người dịch in trên bìa sách là gì",
     ),
     "genre": (
         "cuốn sách này thuộc thể loại gì", "thể loại của quyển sách là gì",
-        "đây là sách thuộc thể loại nào",
+        "đây là sách thuộc thể loại nào", "cuốn sách này được xếp vào thể loại nào",
     ),
-    "sign": ("biển hiệu ghi chữ gì", "trên tấm biển viết gì", "dòng chữ trên biển hiệu là gì"),
+    "sign": (
+        "biển hiệu ghi chữ gì", "trên tấm biển viết gì", "dòng chữ trên biển hiệu là gì",
+        "tấm biển trong ảnh ghi gì",
+    ),
 }  # fmt: skip
 
 
-def questions(item: Cover | Sign, rng: np.random.Generator) -> list[Question]:
+def questions(item: Cover | Sign, rng: np.random.Generator) -> list[Asked]:
     """One question a field that is there; answers are what is printed, in lower case."""
-    fields = {"sign": item.text} if isinstance(item, Sign) else dataclasses.asdict(item)
     return [
-        (field, _WORDINGS[field][int(rng.integers(len(_WORDINGS[field])))], text.lower())
-        for field, text in fields.items()
+        Asked(field, _WORDINGS[field][int(rng.integers(len(_WORDINGS[field])))], text.lower())
+        for field, text in dataclasses.asdict(item).items()
         if text
     ]
 
@@ -182,7 +227,7 @@ def questions(item: Cover | Sign, rng: np.random.Generator) -> list[Question]:
 def captions(item: Cover | Sign) -> list[str]:
     """Five captions."""
     if isinstance(item, Sign):
-        t = item.text
+        t = item.sign
         return [
             f"Một tấm biển hiệu ghi chữ {t}.",
             f"Biển hiệu {t} trên đường phố.",

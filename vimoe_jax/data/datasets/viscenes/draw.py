@@ -13,6 +13,7 @@ Color = tuple[int, int, int]
 SIZE = 128  # pixels on a side of a finished picture
 SCALE = 3  # the canvas is this much larger
 OUTLINE = 1.2  # width of an icon's outline, in pixels of the finished picture
+_BLACK = 170  # colours whose sum is below get a light outline
 _LIGHT, _DARK = (240, 240, 244), (44, 40, 48)
 _FIXED: dict[str, Color] = {
     "dark": (52, 48, 54), "glass": (206, 232, 246), "leaf": (66, 140, 54), "wood": (128, 104, 84),
@@ -37,19 +38,24 @@ def mix(color: Color, other: Color, share: float) -> Color:
 
 
 def jitter(color: Color, rng: np.random.Generator, spread: float) -> Color:
-    """`color` off by a few levels."""
-    return tuple(int(v) for v in np.clip(rng.normal(color, spread), 0, 255))
+    """`color`, up to `spread` levels lighter or darker, and a little off in hue."""
+    shift = rng.uniform(-spread, spread) + rng.uniform(-spread / 3, spread / 3, 3)
+    return tuple(int(v) for v in np.clip(np.array(color) + shift, 0, 255))
 
 
-def outlines(
-    name: str, center: tuple[float, float], radius: float, angle: float, flip: bool
-) -> list[np.ndarray]:
-    """An icon's polygons, back to front, in pixels of the finished picture; angle in degrees."""
-    c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-    turn = np.array([[c, s], [-s, c]]) * radius
-    if flip:
-        turn = turn * ((-1,), (1,))
-    return [points @ turn + center for points, _ in ICONS[name]]
+def _corners(points: np.ndarray) -> np.ndarray:
+    """Where each corner (float [N, 2]) moves as the polygon's edges move outwards by one."""
+    ahead = np.roll(points, -1, 0) - points
+    ahead /= np.maximum(np.linalg.norm(ahead, axis=1, keepdims=True), 1e-9)
+    x, y = points.T
+    turn = np.sign(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1)))
+    normal = turn * np.stack([ahead[:, 1], -ahead[:, 0]], 1)
+    before = np.roll(normal, 1, 0)
+    # Sharp tips would move far away: they are cut off at three times the width.
+    return (normal + before) / np.maximum(1 + (normal * before).sum(1, keepdims=True), 0.67)
+
+
+_CORNERS = {name: [_corners(points) for points, _ in parts] for name, parts in ICONS.items()}
 
 
 def draw_icon(
@@ -65,17 +71,23 @@ def draw_icon(
 ) -> None:
     """Draws an icon of `2 * radius` pixels; on a dark ground its outline is light.
 
-    The outline runs around the whole: first every part with a thick edge, then all the fills.
+    The outline runs around the whole: first every part, enlarged, then all the fills.
     """
-    parts = [
-        [tuple(p) for p in points * SCALE] for points in outlines(name, center, radius, angle, flip)
-    ]
-    black = sum(color) < 180
+    turn = rotation(angle, flip)
+    scale, at = radius * SCALE, np.array(center) * SCALE
+    black = sum(color) < _BLACK
     edge = _LIGHT if on_dark or black else _DARK
-    for flat in parts:
-        d.line([*flat, *flat[:2]], fill=edge, width=round(2 * OUTLINE * SCALE), joint="curve")
-    for flat, (_, role) in zip(parts, ICONS[name], strict=True):
-        d.polygon(flat, fill=_paint(color, role, black))
+    for (points, _), corners in zip(ICONS[name], _CORNERS[name], strict=True):
+        grown = (points * scale + corners * (OUTLINE * SCALE)) @ turn + at
+        d.polygon(grown.ravel().tolist(), fill=edge)
+    for points, role in ICONS[name]:
+        d.polygon(((points * scale) @ turn + at).ravel().tolist(), fill=_paint(color, role, black))
+
+
+def rotation(angle: float, flip: bool) -> np.ndarray:
+    """The matrix that turns points (float [N, 2], on its left) by degrees, after a mirroring."""
+    c, s = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    return np.array([[-c, -s], [-s, c]] if flip else [[c, s], [-s, c]])
 
 
 def _paint(color: Color, role: str, black: bool) -> Color:

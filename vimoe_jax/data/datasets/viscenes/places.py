@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vimoe_jax.data.datasets.viscenes.draw import SCALE, SIZE, Color, mix
+from vimoe_jax.data.datasets.viscenes.draw import SCALE, SIZE, Color, canvas, mix
 
 N = SIZE * SCALE
+DARK = frozenset({"night"})  # where outlines must be light
 
 
 def background(place: str, rng: np.random.Generator) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """A new picture of a place (a key of `words.PLACES`), `SIZE * SCALE` pixels on a side."""
-    image = Image.new("RGB", (N, N))
-    canvas = ImageDraw.Draw(image)
-    _PAINTERS[place](canvas, int(N * rng.uniform(0.24, 0.36)), rng)
-    return image, canvas
+    image, d = canvas()
+    _PAINTERS[place](d, int(N * rng.uniform(0.24, 0.36)), rng)
+    return image, d
 
 
 def _px(pixels: float) -> int:
@@ -91,9 +91,9 @@ def _classroom(d, horizon, rng):
     board = [left, top, N - left, floor - _px(12)]
     d.rectangle([board[0] - _px(3), board[1] - _px(3), board[2] + _px(3), board[3] + _px(3)],
                 fill=(170, 126, 82))  # fmt: skip
-    d.rectangle(board, fill=(84, 128, 108))
+    d.rectangle(board, fill=(112, 128, 126))
     for x, y in rng.uniform((left + _px(8), top + _px(6)), (N - _px(40), floor - _px(22)), (5, 2)):
-        d.line([x, y, x + _px(20), y - _px(1)], fill=(116, 156, 136), width=_px(1.2))
+        d.line([x, y, x + _px(20), y - _px(1)], fill=(146, 160, 158), width=_px(1.2))
     d.rectangle([0, floor, N, N], fill=(206, 190, 170))
 
 
@@ -113,6 +113,7 @@ def _lake(d, horizon, rng):
 
 def _snow(d, horizon, rng):
     _fade(d, 0, horizon, (168, 184, 208), (202, 212, 226))
+    d.rectangle([0, horizon, N, N], fill=(222, 229, 240))
     d.ellipse([-N // 3, horizon - _px(14), N * 2 // 3, N], fill=(222, 229, 240))
     d.ellipse([N // 3, horizon - _px(8), N * 4 // 3, N], fill=(222, 229, 240))
     _fade(d, horizon + _px(6), N, (230, 236, 245), (238, 242, 249))

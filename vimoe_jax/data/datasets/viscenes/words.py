@@ -13,12 +13,14 @@ class Thing:
       icon: the name of its drawing.
       classifier: the word that counts it (con, quả, chiếc, …).
       noun: the rest of its name.
+      sort: what it is called while its name is not given away: con vật, quả, vật.
       ask: how a question asks for something of its sort.
     """
 
     icon: str
     classifier: str
     noun: str
+    sort: str
     ask: str
 
     @property
@@ -27,23 +29,31 @@ class Thing:
         return f"{self.classifier} {self.noun}"
 
 
+def _animal(icon: str, noun: str) -> Thing:
+    return Thing(icon, "con", noun, "con vật", "con gì")
+
+
+def _thing(icon: str, classifier: str, noun: str) -> Thing:
+    return Thing(icon, classifier, noun, "vật", "vật gì")
+
+
 THINGS = (
-    Thing("cat", "con", "mèo", "con gì"),
-    Thing("fish", "con", "cá", "con gì"),
-    Thing("bird", "con", "chim", "con gì"),
-    Thing("butterfly", "con", "bướm", "con gì"),
-    Thing("apple", "quả", "táo", "quả gì"),
-    Thing("ball", "quả", "bóng", "quả gì"),
-    Thing("car", "chiếc", "ô tô", "vật gì"),
-    Thing("boat", "chiếc", "thuyền", "vật gì"),
-    Thing("house", "ngôi", "nhà", "vật gì"),
-    Thing("tree", "cái", "cây", "vật gì"),
-    Thing("flower", "bông", "hoa", "vật gì"),
-    Thing("hat", "chiếc", "mũ", "vật gì"),
-    Thing("cup", "cái", "cốc", "vật gì"),
-    Thing("umbrella", "cái", "ô", "vật gì"),
-    Thing("flag", "lá", "cờ", "vật gì"),
-    Thing("star", "ngôi", "sao", "vật gì"),
+    _animal("cat", "mèo"),
+    _animal("fish", "cá"),
+    _animal("bird", "chim"),
+    _animal("butterfly", "bướm"),
+    Thing("apple", "quả", "táo", "quả", "quả gì"),
+    Thing("ball", "quả", "bóng", "quả", "quả gì"),
+    _thing("car", "chiếc", "ô tô"),
+    _thing("boat", "chiếc", "thuyền"),
+    _thing("house", "ngôi", "nhà"),
+    _thing("tree", "cái", "cây"),
+    _thing("flower", "bông", "hoa"),
+    _thing("hat", "chiếc", "mũ"),
+    _thing("cup", "cái", "cốc"),
+    _thing("umbrella", "chiếc", "ô"),
+    _thing("flag", "lá", "cờ"),
+    _thing("star", "ngôi", "sao"),
 )
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -59,26 +69,39 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "nâu": (124, 74, 34),
 }
 
-# Background -> the phrase that answers "where".
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a scene is set: trên + bãi cỏ."""
+
+    preposition: str
+    name: str
+
+    @property
+    def phrase(self) -> str:
+        """Where things are: trên bãi cỏ."""
+        return f"{self.preposition} {self.name}"
+
+
+# Background -> the place.
 PLACES = {
-    "grass": "trên bãi cỏ",
-    "beach": "trên bãi biển",
-    "street": "trên đường phố",
-    "room": "trong căn phòng",
-    "classroom": "trong lớp học",
-    "lake": "trên mặt hồ",
-    "snow": "trên cánh đồng tuyết",
-    "night": "dưới bầu trời đêm",
+    "grass": Place("trên", "bãi cỏ"),
+    "beach": Place("trên", "bãi biển"),
+    "street": Place("trên", "đường phố"),
+    "room": Place("trong", "căn phòng"),
+    "classroom": Place("trong", "lớp học"),
+    "lake": Place("trên", "mặt hồ"),
+    "snow": Place("trên", "cánh đồng tuyết"),
+    "night": Place("dưới", "bầu trời đêm"),
 }
 # What a background seems to show already, so that counting it would be ambiguous.
 NOT_ON = {"street": "house", "night": "star"}
 
-NUMBERS = ("không", "một", "hai", "ba", "bốn", "năm")
+NUMBERS = {1: "một", 2: "hai", 3: "ba", 4: "bốn", 5: "năm"}
 SIZES = {"big": "to", "small": "nhỏ"}
-RELATIONS = {
-    "left": ("bên trái", "bên phải"),
-    "above": ("phía trên", "phía dưới"),
-}
+# Axis -> how the first of two stands to the second, and the second to the first.
+RELATIONS = {"left": ("bên trái", "bên phải"), "above": ("phía trên", "phía dưới")}
+ORDERS = {"left": "từ trái sang phải", "above": "từ trên xuống dưới"}
 
 TITLES = (
     "Mùa Hoa Bưởi", "Đường Về Quê Mẹ", "Biển Gọi", "Nắng Tháng Ba", "Chú Mèo Lười",
@@ -103,14 +126,24 @@ PUBLISHERS = (
     "NXB Tri Ân",
     "NXB Cửu Long",
 )
-# Genre -> its colours: background, ink.
-GENRES: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
-    "thiếu nhi": ((255, 226, 120), (120, 40, 20)),
-    "tiểu thuyết": ((96, 36, 60), (255, 238, 220)),
-    "khoa học": ((24, 58, 110), (220, 244, 255)),
-    "nấu ăn": ((250, 236, 214), (150, 44, 20)),
-    "lịch sử": ((170, 134, 84), (40, 22, 10)),
-    "du lịch": ((176, 224, 214), (10, 66, 80)),
+
+
+@dataclasses.dataclass(frozen=True)
+class Genre:
+    """How the covers of a genre look: paper, ink (RGB, 0 to 255) and emblem."""
+
+    paper: tuple[int, int, int]
+    ink: tuple[int, int, int]
+    emblem: str
+
+
+GENRES = {
+    "thiếu nhi": Genre((255, 226, 120), (120, 40, 20), "kite"),
+    "tiểu thuyết": Genre((96, 36, 60), (255, 238, 220), "heart"),
+    "khoa học": Genre((24, 58, 110), (220, 244, 255), "flask"),
+    "nấu ăn": Genre((250, 236, 214), (150, 44, 20), "pot"),
+    "lịch sử": Genre((178, 142, 92), (44, 24, 10), "pagoda"),
+    "du lịch": Genre((176, 224, 214), (10, 66, 80), "suitcase"),
 }
 SIGNS = (
     "Phở Bò", "Cà Phê", "Nhà Sách", "Bún Chả", "Tiệm Bánh", "Hiệu Thuốc", "Sửa Xe", "Cắt Tóc",
