@@ -7,11 +7,13 @@ workers and threads, so that a position in the data is one integer and resuming 
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
+import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,19 @@ from vimoe_jax.data.records import QA, BadRecord, Source
 from vimoe_jax.data.rows import RowMaker, describe
 from vimoe_jax.data.tokenizer import Tokenizer
 
-__all__ = ["EvalBatches", "TrainBatches", "describe", "eval_batches", "train_batches"]
+__all__ = [
+    "EvalBatches",
+    "TrainBatches",
+    "describe",
+    "eval_batches",
+    "suggest_lengths",
+    "train_batches",
+]
 
 Batch = dict[str, np.ndarray]
+
+# Rows until the data ends. Grain's own endless `repeat` overflows in batches of one row.
+_FOREVER = 1 << 60
 
 
 class TrainBatches:
@@ -32,12 +44,24 @@ class TrainBatches:
     def __init__(self, iterator: Any, start: int):
         self._iterator = iterator
         self._consumed = start
+        self._started = False
 
     def __iter__(self) -> TrainBatches:
         return self
 
     def __next__(self) -> Batch:
-        batch = next(self._iterator)
+        if self._started:
+            batch = next(self._iterator)
+        else:
+            # Worker processes start here. They inherit the mask, so that a Ctrl-C meant for the
+            # trainer never ends them half-way through their start; this process gets it later.
+            multiprocessing.resource_tracker.ensure_running()  # its own start resets the mask
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            try:
+                batch = next(self._iterator)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            self._started = True
         self._consumed += 1
         return batch
 
@@ -49,6 +73,8 @@ class TrainBatches:
         """Stops threads and worker processes."""
         if hasattr(self._iterator, "close"):
             self._iterator.close()
+        # Freed now: at the interpreter's end Grain's destructors complain.
+        self._iterator = iter(())
 
 
 def train_batches(
@@ -95,6 +121,10 @@ def train_batches(
     """
     import grain
 
+    if batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} does not divide by {process_count} hosts")
+    if not len(source):
+        raise ValueError("the source has no records")
     rows = RowMaker(
         source, tokenizer, image_size, text_length, resize, max_questions, vary_prompts,
         cache_images,
@@ -103,7 +133,7 @@ def train_batches(
         grain.MapDataset.range(len(source))
         .seed(seed)
         .shuffle()
-        .repeat()
+        .repeat(_FOREVER // len(source))
         .random_map(_with_seed)
         .batch(batch_size, batch_fn=list)
         .map(_HostBatch(rows, process_index, process_count))
@@ -152,11 +182,12 @@ def _start_worker(*_: int) -> None:
     """Leaves signals to the parent, which saves first, and dies when the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        multiprocessing.connection.wait([parent.sentinel])  # even when it was killed
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -164,7 +195,12 @@ def _start_worker(*_: int) -> None:
 
 @dataclasses.dataclass
 class EvalBatches:
-    """Every question of a source once, in order; `skipped` grows while iterating."""
+    """Every question of a source once, in order.
+
+    Attributes:
+      skipped: a message for each bad record met so far.
+      cut: prompts met so far that were longer than `prompt_length`.
+    """
 
     source: Source
     tokenizer: Tokenizer
@@ -173,11 +209,15 @@ class EvalBatches:
     batch_size: int
     resize: str
     limit: int
+    tasks: Collection[str] | None
     process_index: int
     process_count: int
     skipped: list[str] = dataclasses.field(default_factory=list)
+    cut: int = 0
 
     def __iter__(self) -> Iterator[tuple[Batch, list[tuple[int, QA]]]]:
+        self.skipped.clear()
+        self.cut = 0
         rows: list[tuple[np.ndarray, list[int], int, QA]] = []
         for row in self._rows():
             rows.append(row)
@@ -186,25 +226,28 @@ class EvalBatches:
                 rows = []
         if rows:
             yield self._batch(rows)
+        if self.cut:
+            print(
+                f"warning: {self.cut} prompts lost their beginning to "
+                f"config.data.prompt_length = {self.prompt_length}",
+                file=sys.stderr,
+            )
 
     def _rows(self) -> Iterator[tuple[np.ndarray, list[int], int, QA]]:
         count = min(len(self.source), self.limit or len(self.source))
         for index in range(self.process_index, count, self.process_count):
             try:
                 record = self.source[index]
+                asked = [qa for qa in record.qa if self.tasks is None or qa.task in self.tasks]
+                if not asked:
+                    continue
                 pixels = images.decode(record.image, self.image_size, self.resize, name=record.id)
-                ids = [
-                    self.tokenizer.encode(prompts.prompt(qa.task, qa.question)) for qa in record.qa
-                ]
+                ids = [self.tokenizer.encode(prompts.prompt_of(qa)) for qa in asked]
             except BadRecord as e:
                 self.skipped.append(str(e))
                 continue
-            for qa, prompt in zip(record.qa, ids, strict=True):
-                if len(prompt) > self.prompt_length:
-                    self.skipped.append(
-                        f"{record.id}: {qa.id}: a prompt of {len(prompt)} tokens was cut to "
-                        f"config.data.prompt_length = {self.prompt_length}"
-                    )
+            for qa, prompt in zip(asked, ids, strict=True):
+                self.cut += len(prompt) > self.prompt_length
                 # The end of a prompt asks for the answer, so that a long one loses its beginning.
                 yield pixels, prompt[-self.prompt_length :], index, qa
 
@@ -233,6 +276,7 @@ def eval_batches(
     batch_size: int,
     resize: str = "squash",
     limit: int = 0,
+    tasks: Collection[str] | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> EvalBatches:
@@ -246,6 +290,7 @@ def eval_batches(
       batch_size: b, rows a batch.
       resize: how a picture becomes square.
       limit: only the first so many records; 0 for all.
+      tasks: only questions of these tasks; None for all.
       process_index: this host takes every `process_count`-th record from here.
       process_count: hosts.
 
@@ -254,27 +299,42 @@ def eval_batches(
       right, length (b,) int32, valid (b,) bool; items holds (record index, QA) of each valid row.
     """
     return EvalBatches(
-        source, tokenizer, image_size, prompt_length, batch_size, resize, limit, process_index,
-        process_count,
+        source, tokenizer, image_size, prompt_length, batch_size, resize, limit, tasks,
+        process_index, process_count,
     )  # fmt: skip
 
 
-def length_percentiles(
-    source: Source, tokenizer: Tokenizer, count: int = 200
+def suggest_lengths(
+    source: Source, tokenizer: Tokenizer, sample: int = 200
 ) -> dict[str, dict[str, int]]:
-    """Tokens of a segment, of a prompt, and of all segments of a picture: for choosing lengths."""
-    lengths: dict[str, list[int]] = {"segment": [], "prompt": [], "picture": []}
-    for index in np.linspace(0, len(source) - 1, min(count, len(source))).astype(int):
+    """Tokens of prompts, segments and rows, for choosing text_length and prompt_length.
+
+    Args:
+      source: records.
+      tokenizer: of questions and answers.
+      sample: how many records to look at, evenly spread.
+
+    Returns:
+      p50, p90, p99 and p100 (the longest) of "prompt", "segment" (a prompt with the longest of its
+      answers) and "row" (all segments of a picture).
+    """
+    lengths: dict[str, list[int]] = {"prompt": [], "segment": [], "row": []}
+    for index in np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int):
         try:
             record = source[int(index)]
+            segments = [_longest(qa, tokenizer) for qa in record.qa]
         except BadRecord:
             continue
-        segments = [prompts.segment(qa, tokenizer) for qa in record.qa]
         lengths["segment"] += [len(s.tokens) for s in segments]
         lengths["prompt"] += [s.weights.count(0.0) + 1 for s in segments]
-        lengths["picture"].append(sum(len(s.tokens) for s in segments))
+        lengths["row"].append(sum(len(s.tokens) for s in segments))
     return {
         name: {f"p{p}": int(np.percentile(v, p)) for p in (50, 90, 99, 100)}
         for name, v in lengths.items()
         if v
     }
+
+
+def _longest(qa: QA, tokenizer: Tokenizer) -> prompts.Segment:
+    every = (prompts.segment(qa, tokenizer, answer=i) for i in range(len(qa.answers)))
+    return max(every, key=lambda s: len(s.tokens))

@@ -13,6 +13,7 @@ import numpy as np
 
 from vimoe_jax.data import images, prompts
 from vimoe_jax.data.records import BadRecord, Record, Source
+from vimoe_jax.data.text import normalize
 from vimoe_jax.data.tokenizer import Tokenizer
 
 Row = dict[str, np.ndarray]
@@ -129,8 +130,8 @@ def picture_error(source: Source, index: int) -> str | None:
         record = source[index]
         images.decode(record.image, 8, name=record.id)
         for qa in record.qa:
-            prompts.prompt(qa.task, qa.question)
-            if not all(answer.strip() for answer in qa.answers):
+            prompts.prompt_of(qa)
+            if not all(map(normalize, qa.answers)):
                 raise BadRecord(f"{record.id}: {qa.id}: empty answer")
     except BadRecord as e:
         return str(e)

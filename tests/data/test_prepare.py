@@ -1,0 +1,99 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from vimoe_jax.data import prepare
+from vimoe_jax.data.tokenizer import train_sentencepiece
+from vimoe_jax.errors import UserError
+
+ROWS = [
+    ("a.png", "train", "vqa", "con mèo màu gì", "đen"),
+    ("a.png", "train", "vqa", "có mấy con mèo", "hai"),
+    ("b.png", "test", "ocr_vqa", "biển ghi gì", "Phở Bò"),
+    ("c.png", "train", "caption", "", "Một chiếc thuyền trên mặt hồ."),
+]
+TYPES = {"vqa": "color", "ocr_vqa": "sign", "caption": ""}
+
+
+@pytest.fixture
+def data(tmp_path):
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    path = tmp_path / "data.jsonl"
+    keys = ("image", "split", "task", "question")
+    rows = [dict(zip(keys, r, strict=False), answers=[r[4]], type=TYPES[r[2]]) for r in ROWS]
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    return path
+
+
+def report_of(path):
+    return json.loads(path.with_suffix(".report.json").read_text("utf-8"))
+
+
+def test_jsonl_report(data, tmp_path, capsys):
+    texts = [text for r in ROWS for text in r[3:]] + ["Mô tả ảnh: Đáp: Phở Bò?"]
+    train_sentencepiece(texts, 305, model_type="bpe").save(tmp_path / "vi.model")
+    arguments = ["--dataset=jsonl", f"--source={data}", f"--tokenizer={tmp_path / 'vi.model'}"]
+    assert prepare.main(arguments) == 0
+    report = report_of(data)
+    assert report["dataset"] == "jsonl" and report["skipped"] == []
+    train, test = report["splits"]["train"], report["splits"]["test"]
+    assert (train["pictures"], train["questions"]) == (2, 3)
+    assert train["tasks"] == {"caption": 1, "vqa": 2} and train["types"] == {"color": 2}
+    assert test["tasks"] == {"ocr_vqa": 1} and test["pictures"] == 1
+    assert train["tokens"]["row"]["p100"] > train["tokens"]["segment"]["p100"] > 4
+    out = capsys.readouterr().out
+    assert "train: 2 pictures, 3 questions" in out and "tokens a row: p50" in out
+
+
+def test_unreadable_pictures_are_counted(data, tmp_path):
+    whole = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"b\.png: unreadable picture"):
+        prepare.main(["--dataset=jsonl", f"--source={data}"])
+    assert prepare.main(["--dataset=jsonl", f"--source={data}", "--max_bad=1"]) == 0
+    assert len(report_of(data)["skipped"]) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [
+        (["--dataset=vivq"], "--dataset: must be one of viscenes, jsonl, not 'vivq'"),
+        (["--dataset=jsonl"], "--source: needed"),
+        (["--dataset=jsonl", "--source=nichts.jsonl"], "nichts.jsonl: No such file"),
+        (["--dataset=jsonl", "--source=x", "--max_bad=two"], "--max_bad: must be a number"),
+        (["--dataset=viscenes"], "--data_dir: needed"),
+        (["--dataset=viscenes", "--data_dir=x", "--variant=big"], "--variant: must be one of"),
+        (["--datset=viscenes"], "did you mean --dataset"),
+        (["--dataset=jsonl", "--config.seed=1"], "--config.seed: this command has no"),
+        (["--dataset=jsonl", "--source=x", "--tokenizer=no.model"], "no.model: No such file"),
+    ],
+)
+def test_bad_options(arguments, complaint):
+    with pytest.raises(UserError) as e:
+        prepare.main(arguments)
+    assert complaint in str(e.value)
+
+
+def test_the_command_ends_with_one_line_and_code_2(data):
+    lines = data.read_text("utf-8").splitlines()
+    data.write_text("\n".join([*lines[:2], lines[2][:-7], lines[3]]), "utf-8")
+    command = [sys.executable, "-m", "vimoe_jax.data.prepare", "--dataset=jsonl", "--source", data]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {data}:3: broken JSON") and done.stderr.count("\n") == 1
+
+
+def test_the_real_photographs_are_all_readable(real_data, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("coco", "pairs.jsonl"):
+        (folder / name).symlink_to(real_data / "images" / name)
+    # The report lies beside the link, not in the real folder.
+    assert prepare.main(["--dataset=jsonl", f"--source={folder / 'pairs.jsonl'}"]) == 0
+    report = report_of(folder / "pairs.jsonl")
+    assert report["skipped"] == [] and report["splits"]["train"]["pictures"] > 30
+    assert not (real_data / "images" / "pairs.report.json").exists()
