@@ -46,7 +46,13 @@ CONFIGS = [
 
 
 class ViScenes(tfds.core.GeneratorBasedBuilder):
-    """The builder; `answers` holds a question's references joined by newlines."""
+    """The builder: `tfds.builder("viscenes", data_dir=...)` once this module is imported.
+
+    An example is {"id": str, "image": uint8 [128, 128, 3], "qa": columns of str}. TFDS needs
+    TensorFlow for ragged sequences inside sequences, so the columns of `qa` are flat: `id`,
+    `task`, `type`, `question`, and `answers`, which holds all references of a question, joined by
+    newlines.
+    """
 
     name = "viscenes"
     VERSION = tfds.core.Version("1.1.0")
