@@ -24,7 +24,7 @@ from vimoe_jax.parallel import rules
 Params = dict[str, jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Blueprint:
     """Structure of a model; `build(params)` gives the model itself."""
 
@@ -75,7 +75,10 @@ class Blueprint:
     def layers_of(self, moe: dict[str, Any]) -> dict[str, MoEStats]:
         """The MoE reports of a forward pass by layer name ("decoder.1", …), first to last."""
         named = {}
-        for part, reports in moe.items():
+        for part in ("vision", "connector", "decoder"):  # a jitted function sorts its dicts
+            if part not in moe:
+                continue
+            reports = moe[part]
             if part == "connector":
                 named["connector"] = jax.tree.map(lambda a: a[0], reports[0][0])
                 continue
