@@ -265,6 +265,36 @@ def test_experts_that_are_no_shares_are_left_out(workdir, load):
     read(workdir)
 
 
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "NaN", "-Infinity", "1.7e308", "true", "[1]"])
+def test_numbers_that_cannot_be_drawn(workdir, value):
+    keys = ("parameters", "active_parameters", "steps", "train_seconds", "device")
+    summary = ", ".join(f'"{key}": {value}' for key in keys)
+    (workdir / "summary.json").write_text(f"{{{summary}}}")
+    names = ("train/loss", "val/loss", "train/moe/decoder/drop_fraction", "eval/vqa/accuracy")
+    rows = [f'{{"step": {value}, "train/loss": 1}}']
+    rows += [f'{{"step": {step}, "{name}": {value}}}' for step in (1, 1001) for name in names]
+    with open(workdir / "metrics.jsonl", "a") as f:
+        f.write("\n" + "\n".join(rows) + "\n")
+    layer = f'{{"load": [0.5, 0.5], "drop_fraction": {value}, "entropy": {value}}}'
+    (workdir / "eval/test/experts.json").write_text(f'{{"layers": [{layer}]}}')
+    page = read(workdir)
+    assert "55.6% of the answers" in page.text and "as if 2.0 of 2 experts" in page.text
+    run = report_data.load(workdir)
+    assert run.splits[0].experts == [{"name": "layer", "load": [0.5, 0.5], "by_kind": {}}]
+    assert max(run.curves["train/loss"][0]) == 1000
+
+
+def test_labels_of_load_are_clear_of_the_balanced_line():
+    load = [0.13, 0.12, 0.125, 0.125, 0.14, 0.11, 0.126, 0.124]
+    page = Page(charts.expert_chart(load, {}))
+    line = next(float(a["y1"]) for a in page.all("line") if a["class"] == "balanced")
+    labels = [float(a["y"]) for a in page.all("text") if a["class"].startswith("middle")][
+        : len(load)
+    ]
+    # 11 px letters stand on y, and reach about 8 px above it.
+    assert len(labels) == len(load) and all(y < line or y - 8 > line for y in labels)
+
+
 def test_splits_are_matched_with_their_metrics(workdir):
     shutil.copytree(workdir / "eval/test", workdir / "eval/test_compositional")
     (workdir / "eval/another").mkdir()
@@ -330,6 +360,8 @@ def test_the_grid_as_a_picture(workdir, tmp_path):
     for color in (COLORS["đỏ"], "#1c7a4a", "#b8372b"):  # the first balls; right, and wrong
         assert tuple(bytes.fromhex(color[1:])) in colors, color
     assert {p.name for p in tmp_path.iterdir()} == {"moe_small", "grid.png"}
+    with pytest.raises(UserError, match="cannot write"):
+        save_grid_png(workdir, path / "under_a_file.png")
     shutil.rmtree(workdir / "eval/test/images")
     with pytest.raises(UserError, match="no evaluated pictures"):
         save_grid_png(workdir, path)

@@ -131,7 +131,7 @@ def test_predictions_round_trip(tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    [b"{", b"[]", b"\xff\xfe", b"{}", b"\n"]
+    [b"{", b"[]", b"\xff\xfe", b"{}", b"\n", b"[" * 100_000]
     + [
         json.dumps({**answered("hai", "hai").__dict__, **change}).encode()
         for change in ({"answers": "hai"}, {"record_index": "0"}, {"prediction": 2}, {"x": 1})
@@ -150,3 +150,12 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
         predictions_lib.read(tmp_path / "none.jsonl")
     with pytest.raises(UserError, match=r"p\.jsonl: cannot write"):
         predictions_lib.write(tmp_path / "none" / "p.jsonl", [])
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"p\.jsonl: cannot write"):
+        predictions_lib.write(tmp_path / "file" / "p.jsonl", [])
+
+
+def test_half_a_surrogate_pair_survives(tmp_path):
+    rows = [answered("màu đỏ \ud800", "màu đỏ")]
+    predictions_lib.write(tmp_path / "p.jsonl", rows)
+    assert predictions_lib.read(tmp_path / "p.jsonl") == rows

@@ -246,8 +246,9 @@ def expert_chart(load: Sequence[float], by_kind: dict[str, Sequence[float]]) -> 
         tag("text", "load", x=left - 6, y=base - 2, class_="end"),
     ]
     for i, share in enumerate(load if cell >= 24 else []):
-        x, y = round(left + (i + 0.5) * cell, 2), round(base - bars * share / peak - 5, 2)
-        parts.append(tag("text", f"{100 * share:.0f}%", x=x, y=y, class_="middle over"))
+        # In a row above the bars: on top of each, the balanced line would strike them through.
+        x = round(left + (i + 0.5) * cell, 2)
+        parts.append(tag("text", f"{100 * share:.0f}%", x=x, y=top - 5, class_="middle"))
     for r, (kind, shares) in enumerate(by_kind.items()):
         parts.append(_heat_row(kind, shares, base + 8 + r * row, row, left, cell, gap))
     bottom = base + 8 + len(by_kind) * row + 14

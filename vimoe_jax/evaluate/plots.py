@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import os
@@ -63,7 +64,8 @@ def _save(image: Image.Image, path: Path) -> None:
     except OSError as e:
         raise UserError(f"{path}: cannot write: {e.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:

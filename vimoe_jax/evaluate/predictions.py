@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -49,14 +50,16 @@ def write(path: Path, predictions: Iterable[Prediction]) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as f:
+        # Half a surrogate pair has no UTF-8: it is written as the escape that JSON has for it.
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as f:
             for p in predictions:
                 f.write(json.dumps(dataclasses.asdict(p), ensure_ascii=False) + "\n")
         temporary.replace(path)
     except OSError as e:
         raise UserError(f"{path}: cannot write: {e.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def read(path: Path) -> list[Prediction]:
@@ -75,7 +78,7 @@ def read(path: Path) -> list[Prediction]:
     for number, line in enumerate(lines, 1):
         try:
             predictions.append(_parse(json.loads(line.decode("utf-8"))))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise UserError(f"{path}:{number}: not a prediction: {e}") from None
     return predictions
 

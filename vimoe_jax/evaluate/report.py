@@ -6,6 +6,7 @@ python -m vimoe_jax.evaluate.report --workdir=DIR [--grid=FILE]
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -58,7 +59,8 @@ def write_report(workdir: Path) -> Path:
     except OSError as e:
         raise UserError(f"{path}: cannot write: {e.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     return path
 
 
@@ -111,9 +113,9 @@ def _facts(run: report_data.Run) -> list[Html]:
     }
     items = []
     for key, value in {k: run.summary[k] for k in names if k in run.summary}.items():
-        if key == "train_seconds" and isinstance(value, int | float):
+        if key == "train_seconds" and report_data.finite(value):
             text = _duration(value)
-        elif "parameters" in key and isinstance(value, int) and value >= 1e6:
+        elif "parameters" in key and report_data.finite(value) and value >= 1e6:
             text = f"{value / 1e6:.2f} M" if value < 1e9 else f"{value / 1e9:.2f} B"
         else:
             text = _text(value)
@@ -125,7 +127,7 @@ def _facts(run: report_data.Run) -> list[Html]:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if report_data.finite(value):
         return number(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 

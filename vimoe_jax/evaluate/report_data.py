@@ -92,8 +92,13 @@ def _object(path: Path, workdir: Path, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def finite(value: Any) -> bool:
+    """Whether a value is a number that can be drawn.
+
+    JSON's integers have no bound and floats end at 1.8e308: beyond 1e300, sums, per cents and
+    axes would overflow.
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _metrics(path: Path, problems: list[str]) -> tuple[dict, dict[str, dict[str, float]]]:
@@ -112,14 +117,14 @@ def _metrics(path: Path, problems: list[str]) -> tuple[dict, dict[str, dict[str,
         try:
             row = json.loads(line)
             step = row.pop("step")
-            if not _finite(step):
+            if not finite(step):
                 raise TypeError
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             # A last line without its end is what a killed run leaves; others are worth a word.
             broken += bool(line.strip()) and (i < len(lines) - 1 or line.endswith(b"\n"))
             continue
         for name, value in row.items():
-            if not _finite(value):
+            if not finite(value):
                 continue
             prefix, _, rest = name.partition("/")
             if prefix == "eval" or prefix.startswith("eval_"):
@@ -161,7 +166,7 @@ def _splits(
 def _read_split(split: Split, folder: Path, workdir: Path, problems: list[str]) -> None:
     # Written together with the predictions: newer after a second evaluation.
     own = _object(folder / "metrics.json", workdir, problems)
-    split.metrics = {n: v for n, v in own.items() if _finite(v)} or split.metrics
+    split.metrics = {n: v for n, v in own.items() if finite(v)} or split.metrics
     if (folder / "predictions.jsonl").exists():
         try:
             split.predictions = predictions_lib.read(folder / "predictions.jsonl")
@@ -178,11 +183,13 @@ def _read_split(split: Split, folder: Path, workdir: Path, problems: list[str]) 
             kinds = layer.get("by_kind")
             kinds = kinds if isinstance(kinds, dict) else {}
             kinds = {k: v for k, v in kinds.items() if _shares(v) and len(v) == count}
-            split.experts.append({**layer, "by_kind": kinds})
+            facts = {k: layer[k] for k in ("drop_fraction", "entropy") if finite(layer.get(k))}
+            name = str(layer.get("name", "layer"))
+            split.experts.append({"name": name, "load": layer["load"], "by_kind": kinds, **facts})
 
 
 def _shares(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_finite(v) and v >= 0 for v in value)
+    return isinstance(value, list) and bool(value) and all(finite(v) and v >= 0 for v in value)
 
 
 def png(path: Path) -> bytes | None:

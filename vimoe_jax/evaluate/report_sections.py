@@ -320,11 +320,9 @@ def _layer(layer: dict[str, Any]) -> Html:
     # The number of equally used experts that would be as spread out.
     effective = math.exp(-sum(x * math.log(x) for x in load if x > 0))
     facts = [f"as if {effective:.1f} of {len(load)} experts shared evenly"]
-    if isinstance(layer.get("drop_fraction"), int | float):
+    if "drop_fraction" in layer:
         facts.append(f"{percent(layer['drop_fraction'])} dropped")
-    if isinstance(layer.get("entropy"), int | float):
+    if "entropy" in layer:
         facts.append(f"gate entropy {layer['entropy']:.2f} of {math.log(len(load)):.2f} nats")
-    head = tag(
-        "figcaption", tag("strong", layer.get("name", "layer")), tag("small", " · ".join(facts))
-    )
+    head = tag("figcaption", tag("strong", layer["name"]), tag("small", " · ".join(facts)))
     return tag("figure", head, expert_chart(load, layer["by_kind"]), class_="chart card")

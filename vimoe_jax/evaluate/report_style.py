@@ -75,7 +75,6 @@ circle.dot{stroke:var(--card);stroke-width:1}
 .c1{fill:var(--c1)}.c2{fill:var(--c2)}.c3{fill:var(--c3)}
 polyline.c1,polyline.c2,polyline.c3{fill:none}
 rect.heat{fill:var(--c1)}
-svg text.over{paint-order:stroke;stroke:var(--card);stroke-width:3px}
 svg text.cell{fill:var(--ink);font-size:10px}svg text.cell.on{fill:var(--onheat)}
 .balanced{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:4 3}
 .cursor{stroke:var(--soft);stroke-width:1;visibility:hidden}
