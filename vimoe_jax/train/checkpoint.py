@@ -31,7 +31,9 @@ class Checkpoints:
 
     def __init__(self, directory: Path, c: Checkpoint):
         self.directory = directory.absolute()
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Failures of the background thread come back from `wait` and the next `save`; Orbax also
+        # logs them, with a traceback.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         keep: list[Any] = [policies.LatestN(c.keep_last)]
         if c.keep_best:
             keep.append(

@@ -135,7 +135,8 @@ def _text(value: Any) -> str:
 def _builder(data_dir: str | Path, config: str) -> Any:
     # TFDS asks Google Cloud Storage for prepared copies unless told not to.
     os.environ.setdefault("NO_GCE_CHECK", "true")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    absl = logging.getLogger("absl")
+    absl.setLevel(max(absl.level, logging.ERROR))
     from vimoe_jax.data.datasets.viscenes.builder import CONFIGS, ViScenes
 
     if config not in (names := [c.name for c in CONFIGS]):
