@@ -35,7 +35,7 @@ def first_step_seconds() -> str:
 
 
 def compile_seconds(depth: int) -> float:
-    """Tracing and compiling the training step of moe_small with this many decoder layers, scanned."""
+    """Tracing and compiling the step of moe_small with this many decoder layers, scanned."""
     import jax
     import jax.numpy as jnp
 

@@ -7,7 +7,6 @@ import errno
 import sys
 from collections.abc import Iterator
 
-
 # What a user can repair; any other OSError is a fault of ours and keeps its traceback.
 _REFUSALS = {
     errno.EACCES, errno.EDQUOT, errno.EIO, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM,

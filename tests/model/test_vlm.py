@@ -23,7 +23,9 @@ def small(**moe):
     return config_lib.Model(
         image_size=16,
         patch_size=8,
-        vision=config_lib.Vision(width=24, depth=2, num_heads=3, mlp_dim=40, **moe.get("vision", {})),
+        vision=config_lib.Vision(
+            width=24, depth=2, num_heads=3, mlp_dim=40, **moe.get("vision", {})
+        ),
         connector=config_lib.Connector(**moe.get("connector", {})),
         decoder=config_lib.Decoder(
             width=32, depth=4, num_heads=4, num_kv_heads=2, head_dim=6, mlp_dim=48,
@@ -69,7 +71,7 @@ def rows(lengths, seed=0, total=12):
 
 
 def random_params(blueprint, seed=1):
-    """Drawn by numpy (no compilation), norms and biases away from 1 and 0 so that each one shows."""
+    """Drawn by numpy (no compilation), norms and biases away from 1 and 0 so that each shows."""
     rng = np.random.default_rng(seed)
     return {
         n: (0.15 * rng.normal(size=shape) + n.endswith("scale")).astype(np.float32)

@@ -49,7 +49,7 @@ def test_k_equal_e_is_the_gated_sum_of_all_experts():
 
 def test_padding_changes_nothing_and_gets_nothing():
     x, valid, kind = tokens()
-    y, report = make()(x, valid, kind, num_kinds=1, key=jax.random.key(1))
+    _, report = make()(x, valid, kind, num_kinds=1, key=jax.random.key(1))
     more = jnp.concatenate([x, 100 * jnp.ones((2, 5, D))])
     more_valid = jnp.concatenate([valid, jnp.zeros((2, 5), bool)])
     z, padded = make()(more, more_valid, jnp.zeros((5, 5), int), num_kinds=1)

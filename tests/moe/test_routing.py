@@ -36,13 +36,16 @@ def oracle(gates, k, capacity, batch_priority, valid):
     return slots
 
 
+top_k = jax.jit(routing.top_k, static_argnames=("k", "capacity", "batch_priority"))
+
+
 @hypothesis.given(
     seed=st.integers(0, 10_000),
-    groups=st.integers(1, 3),
-    tokens=st.integers(1, 12),
-    experts=st.integers(1, 5),
-    k=st.integers(1, 5),
-    capacity=st.integers(1, 12),
+    groups=st.sampled_from([1, 2]),
+    tokens=st.sampled_from([1, 11]),
+    experts=st.sampled_from([1, 4]),
+    k=st.integers(1, 4),
+    capacity=st.sampled_from([1, 3, 11]),
     batch_priority=st.booleans(),
     valid_fraction=st.sampled_from([0.0, 0.6, 1.0]),
 )
@@ -52,7 +55,7 @@ def test_top_k_fills_slots_as_the_oracle_does(
 ):
     k = min(k, experts)
     gates, valid = random_gates(seed, groups, tokens, experts, valid_fraction)
-    a = routing.top_k(gates, k, capacity, batch_priority=batch_priority, valid=valid)
+    a = top_k(gates, k, capacity, batch_priority=batch_priority, valid=valid)
     expected = oracle(np.asarray(gates), k, capacity, batch_priority, np.asarray(valid))
     slot, expert = np.asarray(a.slot), np.asarray(a.expert)
     np.testing.assert_array_equal(np.minimum(slot, capacity), np.minimum(expected, capacity))

@@ -212,8 +212,8 @@ def jsonl_run(tmp_path, env, lines, *more):
     path.write_text("".join(line if line.endswith("\n") else line + "\n" for line in lines))
     return run(
         tmp_path / "run", env, "--config.data.dataset=jsonl", f"--config.data.source={path}",
-        "--config.data.train_split=''", "--config.data.val_split=''", "--config.data.vocab_size=300",
-        "--config.train.steps=4", *more, check=False,
+        "--config.data.train_split=''", "--config.data.val_split=''",
+        "--config.data.vocab_size=300", "--config.train.steps=4", *more, check=False,
     )  # fmt: skip
 
 
@@ -254,8 +254,9 @@ def test_truncated_pictures_are_skipped_up_to_the_limit(tmp_path, env):
     cut()
     path = tmp_path / "mine.jsonl"
     arguments = [
-        "--config.data.dataset=jsonl", f"--config.data.source={path}", "--config.data.train_split=''",
-        "--config.data.val_split=''", "--config.data.vocab_size=300", "--config.train.steps=4",
+        "--config.data.dataset=jsonl", f"--config.data.source={path}",
+        "--config.data.train_split=''", "--config.data.val_split=''",
+        "--config.data.vocab_size=300", "--config.train.steps=4",
     ]  # fmt: skip
     strict = run(tmp_path / "strict", env, *arguments, check=False)
     assert strict.returncode == 2
