@@ -10,6 +10,7 @@ def get_config():
     c = defaults()
     c.data.vocab_size = 600
     c.data.text_length = 112
+    c.data.cache_images = True
 
     c.model.unroll = 3
     c.model.vision.depth = 3
@@ -20,9 +21,9 @@ def get_config():
     c.model.decoder.moe.mlp_dim = 192
 
     c.optim.learning_rate = 2e-3
-    c.train.steps = 1150
+    c.train.steps = 1120
     c.train.batch_size = 16
     c.train.log_every = 25
-    c.eval.every = 575
-    c.checkpoint.every = 575
+    c.eval.every = 560
+    c.checkpoint.every = 560
     return c
