@@ -237,6 +237,19 @@ def test_a_users_own_pictures(tmp_path, env):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_missing_test_split_is_found_before_training(tmp_path, env):
+    done = jsonl_run(tmp_path, env, jsonl_lines(), "--config.eval.at_end=True")
+    assert done.returncode == 2
+    assert "config.data.test_splits: " in done.stderr and "'test'" in done.stderr
+    assert "step 1/" not in done.stderr
+
+
+def test_a_vocabulary_too_large_says_what_fits(tmp_path, env):
+    done = jsonl_run(tmp_path, env, jsonl_lines(), "--config.data.vocab_size=9000")
+    assert done.returncode == 2
+    assert "config.data.vocab_size: 9000 is more than these texts support" in done.stderr
+
+
 def test_a_broken_line_names_its_number(tmp_path, env):
     lines = jsonl_lines()
     lines[2] = lines[2][:-5]

@@ -8,8 +8,10 @@ from vimoe_jax.config import Data
 from vimoe_jax.data.records import QA, Source
 
 
-def open_source(c: Data, split: str) -> Source:
+def open_source(c: Data, split: str, *, quiet: bool = False) -> Source:
     """Opens one split of the dataset that the configuration names; generates ViScenes if absent.
+
+    `quiet` keeps a JSONL file's warnings to itself.
 
     Raises:
       UserError: the dataset, split or file does not exist, or has more bad lines than allowed.
@@ -21,7 +23,7 @@ def open_source(c: Data, split: str) -> Source:
         return viscenes.open_split(c.dir, split, c.variant)
     from vimoe_jax.data.jsonl import JsonlSource
 
-    return JsonlSource(c.source, split or None, max_bad=c.max_skipped)
+    return JsonlSource(c.source, split or None, max_bad=c.max_skipped, quiet=quiet)
 
 
 def questions(source: Source) -> Iterable[QA]:

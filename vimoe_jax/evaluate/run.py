@@ -25,7 +25,7 @@ from vimoe_jax.train.guard import Interrupt
 from vimoe_jax.train.loop import fixed_batches
 from vimoe_jax.train.setup import Run, write_json
 
-THUMBNAIL = 192  # pixels
+THUMBNAIL = 256  # pixels
 
 
 class Interrupted(Exception):

@@ -49,6 +49,7 @@ def start(c: Config, workdir: Path) -> Run:
     saved = workdir / "config.json"
     if saved.exists():
         _check_same_model(config_lib.from_json(saved), c, saved)
+    _check_splits(c)
     write_json(saved, schema.to_dict(c))
     tokenizer = _tokenizer(c, workdir)
     return _run(c, workdir, tokenizer)
@@ -93,6 +94,18 @@ def _run(c: Config, workdir: Path, tokenizer: Tokenizer, devices: list[Any] | No
     return Run(c, workdir, tokenizer, Blueprint.create(c.model, vocab_size), mesh)
 
 
+def _check_splits(c: Config) -> None:
+    """Opens what evaluation will need: a missing split is found before training, not after it."""
+    wanted = {"val_split": [c.data.val_split] if c.eval.every and c.data.val_split else []}
+    wanted["test_splits"] = list(c.data.test_splits) if c.eval.at_end else []
+    for field, splits in wanted.items():
+        for split in splits:
+            try:
+                sources.open_source(c.data, split, quiet=True)
+            except UserError as e:
+                raise UserError(f"config.data.{field}: {e}") from None
+
+
 def _tokenizer(c: Config, workdir: Path) -> Tokenizer:
     """The workdir's own, else the configured one, else one trained on the training texts."""
     path = workdir / "tokenizer.model"
@@ -101,7 +114,11 @@ def _tokenizer(c: Config, workdir: Path) -> Tokenizer:
             SentencePieceTokenizer.load(c.data.tokenizer).save(path)
         else:
             source = sources.open_source(c.data, c.data.train_split)
-            train_sentencepiece(_texts(source), c.data.vocab_size).save(path)
+            try:
+                tokenizer = train_sentencepiece(_texts(source), c.data.vocab_size)
+            except UserError as e:
+                raise UserError(f"config.data.{e}") from None
+            tokenizer.save(path)
     return SentencePieceTokenizer.load(path)
 
 
