@@ -1,6 +1,6 @@
 """The experts: E two-layer MLPs, as matrix products batched over experts.
 
-The dense MLP is the same module with one expert: `vimoe_jax.model.layers.MLP` shares `mlp`.
+The dense MLP, `vimoe_jax.model.layers.MLP`, has the same weights without the leading E.
 """
 
 from __future__ import annotations
