@@ -233,8 +233,12 @@ def jsonl_lines():
 
 
 def test_a_users_own_pictures(tmp_path, env):
-    done = jsonl_run(tmp_path, env, jsonl_lines())
+    more = ["--config.eval.at_end=True", "--config.data.test_splits=('',)"]
+    done = jsonl_run(tmp_path, env, jsonl_lines(), *more)
     assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "run/eval/all/predictions.jsonl").read_text().splitlines()
+    pictures = [Path(json.loads(line)["record_id"]).name for line in lines]
+    assert pictures == [f"{name}.png" for name in "abcdefgh"]
 
 
 def test_a_missing_test_split_is_found_before_training(tmp_path, env):

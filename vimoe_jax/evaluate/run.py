@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from pathlib import Path
@@ -93,6 +94,7 @@ def predict(
         Progress(pictures, 0, f"evaluating {name or 'all'}: picture"),
         time.monotonic(),
     )
+    record_id = functools.cache(lambda index: source[index].id)
     predictions = []
     for batch, items in batches:
         if interrupt:
@@ -102,7 +104,7 @@ def predict(
         for ids, (index, qa) in zip(answers.tolist(), items, strict=False):
             predictions.append(
                 Prediction(
-                    record_id=qa.id.rsplit("/", 1)[0],
+                    record_id=record_id(index),
                     record_index=index,
                     qa_id=qa.id,
                     task=qa.task,
