@@ -19,7 +19,7 @@ from typing import Any
 
 from vimoe_jax import schema
 from vimoe_jax.errors import UserError
-from vimoe_jax.moe.options import MoEOptions, moe_layers
+from vimoe_jax.moe.options import MoEOptions, complaints
 from vimoe_jax.schema import at_least, between, field, more_than, one_of
 
 
@@ -68,6 +68,11 @@ class Model:
         "auto",
         "Compute dtype; 'auto' is bfloat16 on accelerators, float32 on CPU.",
         one_of("auto", "float32", "bfloat16"),
+    )
+    attention: str = field(
+        "auto",
+        "Who computes attention: XLA, or cuDNN on NVIDIA GPUs; 'auto' takes cuDNN where it can.",
+        one_of("auto", "xla", "cudnn"),
     )
     remat: str = field(
         "none",
@@ -281,8 +286,15 @@ def _complaints(c: Config) -> Iterator[str]:
         )
     if d.head_dim % 2:
         yield f"model.decoder.head_dim: must be even, not {d.head_dim}"
-    for part, depth in (("vision", v.depth), ("connector", 1), ("decoder", d.depth)):
-        yield from _moe_complaints(f"model.{part}.moe", getattr(m, part).moe, depth)
+    parts = (
+        ("vision", v.depth, v.mlp_dim),
+        ("connector", 1, d.width),
+        ("decoder", d.depth, d.mlp_dim),
+    )
+    for part, depth, mlp_dim in parts:
+        causal = part == "decoder"
+        for complaint in complaints(getattr(m, part).moe, depth, mlp_dim, causal=causal):
+            yield f"model.{part}.moe.{complaint}"
     if c.train.batch_size % c.train.accumulate:
         yield (
             f"train.accumulate: {c.train.accumulate} does not divide "
@@ -292,18 +304,6 @@ def _complaints(c: Config) -> Iterator[str]:
         yield "data.source: dataset 'jsonl' needs the path of a JSONL file"
     if not max(c.optim.vision_rate, c.optim.connector_rate, c.optim.decoder_rate):
         yield "optim.decoder_rate: every part is frozen (all rates are 0); nothing would be trained"
-
-
-def _moe_complaints(where: str, o: MoEOptions, depth: int) -> Iterator[str]:
-    if o.num_experts == 0:
-        return
-    for name in ("experts_per_token", "eval_experts_per_token"):
-        if getattr(o, name) > o.num_experts:
-            yield f"{where}.{name}: {getattr(o, name)} is more than num_experts = {o.num_experts}"
-    try:
-        moe_layers(o, depth)
-    except ValueError as e:
-        yield f"{where}.placement: {e}"
 
 
 def describe(cls: type = Config, path: str = "") -> Iterator[str]:

@@ -71,6 +71,63 @@ def curves():
             yield {"step": step, "val/loss": 0.45}
 
 
+# As a run with four MoE layers in the decoder and two in the vision tower logs.
+MOE_CONFIG = {
+    "model": {
+        "vision": {"depth": 4, "moe": {"num_experts": 4, "placement": "every_2"}},
+        "decoder": {
+            "depth": 8,
+            "moe": {"num_experts": 4, "granularity": 2, "placement": [1, 3, 5, 7]},
+        },
+    }
+}
+
+
+def moe_curves():
+    for step in range(20, 1001, 20):
+        late = math.exp(-step / 200)
+        row = {"step": step}
+        for part, layers in (("decoder", 4), ("vision", 2)):
+            drops = [0.02 + 0.1 * late * (1 + k) for k in range(layers)]
+            loads = [1.1 + 0.5 * late * (layers - k) for k in range(layers)]
+            numbers = {
+                "drop_fraction": sum(drops) / layers,
+                "drop_fraction_image": 0.01 + 0.3 * late,
+                "unserved_fraction": 0.1 * late,
+                "load_max_over_mean": sum(loads) / layers,
+                "router_entropy": 0.9 + 0.4 * late,
+                "importance_loss": 0.4 * late,
+                "z_loss": 1 + late,
+                "drop_fraction_by_layer": drops,
+                "load_max_over_mean_by_layer": loads,
+            }
+            if part == "decoder":
+                numbers |= {"drop_fraction_question": 0.2 * late, "drop_fraction_answer": 0.1}
+            row |= {f"train/moe/{part}/{n}": v for n, v in numbers.items()}
+        yield row
+
+
+def moe_layer(k):
+    load = [(8 + (k + i) % 8) / 92 for i in range(8)]
+    return {
+        "name": f"decoder.{k}", "load": load, "max_load": 8 * max(load), "drop_fraction": 0.0312,
+        "drop_fraction_by_kind": {"image": 0.0412, "question": 0.0212, "answer": 0.0},
+        "unserved_fraction": 0.0123, "entropy": 1.1 + k / 10,
+        "by_kind": {kind: load[::-1] for kind in ("image", "question", "answer")},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def moe_run(workdir):
+    rows = [json.dumps(row) for row in moe_curves()]
+    with open(workdir / "metrics.jsonl", "a") as f:
+        f.write("\n" + "\n".join(rows) + "\n")
+    (workdir / "config.json").write_text(json.dumps(MOE_CONFIG))
+    layers = {"layers": [moe_layer(k) for k in (1, 3, 5, 7)]}
+    (workdir / "eval/test/experts.json").write_text(json.dumps(layers))
+    return workdir
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("moe_small")
@@ -293,6 +350,72 @@ def test_labels_of_load_are_clear_of_the_balanced_line():
     ]
     # 11 px letters stand on y, and reach about 8 px above it.
     assert len(labels) == len(load) and all(y < line or y - 8 > line for y in labels)
+
+
+def test_what_moe_layers_logged(moe_run):
+    page = read(moe_run)
+    charts = {
+        "Dropped choices", "Dropped by kind, decoder", "Unserved tokens", "Imbalance",
+        "Router entropy", "Importance loss", "Z-loss", "Dropped by layer, decoder",
+        "Dropped by layer, vision", "Imbalance by layer, decoder", "Imbalance by layer, vision",
+    }  # fmt: skip
+    assert charts <= set(page.texts)
+    assert "Dropped by kind, vision" not in page.texts  # pictures only
+    assert {"ln 4", "ln 8", "layer 1", "layer 3", "layer 5", "layer 7"} <= set(page.texts)
+    assert {"MoE decoder: dropped choices, answer", "MoE vision: z-loss"} <= set(page.texts)
+    # One cell a layer and step at most, each with its value.
+    cells = [t for t in page.texts if t.startswith("layer 7, step ")]
+    assert len(cells) == 2 * 25 and cells[24].startswith("layer 7, step 1,000: 2.")
+
+
+def test_what_moe_layers_report_at_evaluation(moe_run):
+    rows = {"Dropped choices, image", "4.1%", "Dropped choices, question", "2.1%", "1.2%"}
+    texts = set(read(moe_run).texts)
+    assert rows | {"Imbalance", "Unserved tokens", "decoder.7"} <= texts
+    # An older file has neither; how busy the busiest expert is follows from the loads.
+    old = [{"load": [0.67, 0.33]}, {"load": [0.5, 0.5], "drop_fraction_by_kind": 3}]
+    (moe_run / "eval/test/experts.json").write_text(json.dumps({"layers": old}))
+    page = read(moe_run)
+    assert not {"Dropped choices, image", "4.1%"} & set(page.texts)
+    assert "1.34" in page.texts
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        3, None, {"moe": 1}, {"depth": 1e9, "moe": {"num_experts": 2}},
+        {"depth": 4, "moe": {"num_experts": "x"}}, {"depth": 4, "moe": {"num_experts": 10**400}},
+        {"depth": "4", "moe": {"num_experts": 2}}, {"depth": 4, "moe": {"num_experts": -2}},
+        {"depth": 4, "moe": {"num_experts": 2, "placement": [[1], 2]}},
+        {"depth": 4, "moe": {"num_experts": 2, "placement": "every_x"}},
+    ],
+)  # fmt: skip
+def test_layers_are_counted_where_the_configuration_does_not_name_them(moe_run, part):
+    (moe_run / "config.json").write_text(json.dumps({"model": {"decoder": part}}))
+    texts = set(read(moe_run).texts)
+    assert {"MoE 1", "MoE 4"} <= texts and not {"layer 1", "ln 8"} & texts
+
+
+def test_broken_lists_of_layers(workdir):
+    name = "train/moe/decoder/drop_fraction"
+    lists = ([0.5], [0.1, 0.2], [None, "x"], 3, [], [0.3, 1e300], [0.3, 0.4])
+    rows = [json.dumps({"step": i, f"{name}_by_layer": v}) for i, v in enumerate(lists)]
+    (workdir / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    curve = ([1, 2, 5, 6], [[0.1, 0.2], [None, None], [0.3, None], [0.3, 0.4]])
+    assert report_data.load(workdir).layer_curves == {name: curve}
+    read(workdir)
+
+
+def test_a_chart_of_layers_covers_all_steps():
+    steps = [20 * i for i in range(1, 501)]
+    page = Page(charts.layers_chart("", steps, [[i / 500, None] for i in range(500)], ["a", "b"]))
+    cells = page.all("rect")
+    assert 40 <= len(cells) <= 48
+    ends = [float(c["x"]) + float(c["width"]) for c in cells]
+    assert all(abs(e - float(c["x"])) < 0.5 for e, c in zip(ends, cells[1:], strict=False))
+    assert ends[-1] == pytest.approx(charts.WIDTH - 10, abs=0.5)
+    depth = [float(c["fill-opacity"]) for c in cells]
+    assert depth == sorted(depth) and depth[-1] == 1
 
 
 def test_splits_are_matched_with_their_metrics(workdir):

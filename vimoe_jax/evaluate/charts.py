@@ -13,6 +13,7 @@ from vimoe_jax.evaluate.markup import Html, join, number, percent, tag
 WIDTH, HEIGHT = 360, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 24
 _POINTS = 400  # of a line at most; more cannot be seen
+_COLUMNS = 48  # of a chart of layers at most
 _SMOOTHING = 25  # a smoothed line averages over about 1/25 of the run
 
 
@@ -88,7 +89,14 @@ class _Scale:
         return [10.0**p for p in powers][::every]
 
 
-def line_chart(title: str, series: Sequence[Series], *, note: str = "", share: bool = False) -> Any:
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    note: str = "",
+    share: bool = False,
+    marks: Sequence[tuple[float, str]] = (),
+) -> Any:
     """A figure of lines over steps; None if nothing has a value.
 
     Args:
@@ -96,6 +104,7 @@ def line_chart(title: str, series: Sequence[Series], *, note: str = "", share: b
       series: the lines.
       note: a few words under the title.
       share: the values are fractions, written as per cent.
+      marks: (value, what it is) of levels that the lines are held against.
     """
     series = [s for s in series if len(s.x)]
     if not series:
@@ -108,6 +117,7 @@ def line_chart(title: str, series: Sequence[Series], *, note: str = "", share: b
     low, high = (values[0], values[-1]) if log else (min(0.0, values[0]), values[-1] * 1.04)
     if log:
         low, high = 10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high))
+    low, high = min([low, *(v for v, _ in marks)]), max([high, *(v * 1.12 for v, _ in marks)])
     high = high if high > low else low + 1
     first, last = min(x[0] for _, x, _ in drawn), max(x[-1] for _, x, _ in drawn)
     sx = _Scale(first, last, _LEFT, WIDTH - _RIGHT)
@@ -119,6 +129,7 @@ def line_chart(title: str, series: Sequence[Series], *, note: str = "", share: b
     svg = tag(
         "svg",
         _axes(sx, sy, share),
+        [_mark(value, name, sy) for value, name in marks],
         [_line(s, xs, ys, sx, sy) for s, xs, ys in drawn],
         tag("line", class_="cursor", x1=0, x2=0, y1=_TOP, y2=HEIGHT - _BOTTOM),
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
@@ -141,12 +152,25 @@ def _axes(sx: _Scale, sy: _Scale, share: bool) -> list[Html]:
         label = f"{100 * value:.3g}%" if share else number(value)
         parts.append(tag("line", class_="grid", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y))
         parts.append(tag("text", label, x=_LEFT - 6, y=y + 3.5, class_="end"))
-    # Labels of steps must not run out of the picture on the right.
+    return parts + _steps(sx, HEIGHT - 7)
+
+
+def _steps(sx: _Scale, y: float) -> list[Html]:
+    """Labels of steps; they must not run out of the picture on the right."""
+    parts = []
     for value in sx.ticks():
         x = sx(value)
         place = "end" if x > WIDTH - _RIGHT - 12 else "middle"
-        parts.append(tag("text", number(value), x=x, y=HEIGHT - 7, class_=place))
+        parts.append(tag("text", number(value), x=x, y=y, class_=place))
     return parts
+
+
+def _mark(value: float, name: str, sy: _Scale) -> list[Html]:
+    y = sy(value)
+    return [
+        tag("line", class_="level", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y),
+        tag("text", name, x=WIDTH - _RIGHT, y=y - 4, class_="end"),
+    ]
 
 
 def _line(
@@ -163,6 +187,77 @@ def _line(
             for x, y in zip(xs, ys, strict=True)
         ]
     return parts
+
+
+def layers_chart(
+    title: str,
+    steps: Sequence[float],
+    values: Sequence[Sequence[float | None]],
+    names: Sequence[str],
+    *,
+    note: str = "",
+    share: bool = False,
+    low: float = 0.0,
+    least: float = 0.01,
+) -> Html:
+    """A figure of one value over layers (downwards) and steps, as depth of colour.
+
+    Args:
+      title: what the value is.
+      steps: rising.
+      values: one list a step, one value a layer (None where there is none).
+      names: of the layers.
+      note: a few words under the title.
+      share: the values are fractions, written as per cent.
+      low: the palest value.
+      least: the deepest value if all are smaller; else the largest is.
+    """
+    show, left = percent if share else number, 62
+    row = max(6.0, min(18.0, 150 / len(names)))
+    size = -(-len(steps) // _COLUMNS)
+    blocks = [slice(i, i + size) for i in range(0, len(steps), size)]
+    ends = [steps[b][-1] for b in blocks]
+    # A cell reaches back to the one before it; the first is as wide as a step between two lines.
+    start = max(0, 2 * steps[0] - steps[1]) if len(steps) > 1 else 0
+    start = start if start < steps[0] else steps[0] - 1
+    sx = _Scale(start, steps[-1], left, WIDTH - _RIGHT)
+    cells = []
+    for layer in range(len(names)):
+        for block, begin, end in zip(blocks, [start, *ends], ends, strict=False):
+            found = [v[layer] for v in values[block] if v[layer] is not None]
+            if found:
+                cells.append((layer, begin, end, sum(found) / len(found)))
+    high = max([least, *(v for *_, v in cells)])
+    parts: list[Any] = [
+        tag(
+            "rect",
+            tag("title", f"{names[layer]}, step {number(end)}: {show(value)}"),
+            x=sx(begin), y=round(_TOP + layer * row, 1),
+            width=max(0.5, round(sx(end) - sx(begin), 1)), height=round(row - 1, 1),
+            class_="heat",
+            fill_opacity=round(0.06 + 0.94 * min(max((value - low) / (high - low), 0), 1), 3),
+        )
+        for layer, begin, end, value in cells
+    ]  # fmt: skip
+    every = math.ceil(11 / row)
+    for layer in range(0, len(names), every):
+        y = round(_TOP + (layer + 0.5) * row + 3.5, 1)
+        parts.append(tag("text", names[layer], x=left - 6, y=y, class_="end"))
+    bottom = _TOP + len(names) * row
+    parts += _steps(sx, round(bottom + 15, 1))
+    last = ", ".join(
+        f"{n} {'–' if v is None else show(v)}" for n, v in zip(names, values[-1], strict=True)
+    )
+    svg = tag(
+        "svg",
+        parts,
+        viewBox=f"0 0 {WIDTH} {round(bottom + 22)}",
+        role="img",
+        aria_label=f"{title}; last: {last}",
+    )
+    head = tag("figcaption", tag("strong", title), note and tag("small", note))
+    scale = tag("span", f"{show(low)} ", tag("i", class_="key ramp"), f"{show(high)}")
+    return tag("figure", head, svg, tag("p", scale, class_="legend"), class_="chart card")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,6 +61,7 @@ def make_greedy(
                     kind,
                     caches=loop.caches,
                     offset=prompt + loop.count - 1,
+                    ids=loop.token[:, None],
                 )
                 token = jnp.argmax(model.logits(hidden[:, 0]), -1).astype(jnp.int32)
                 return _advance(loop, token, caches, eos_id, pad_id)
@@ -95,6 +96,7 @@ def _prefill(
         jnp.broadcast_to(kind, (rows, prompt)).astype(jnp.int32),
         caches=model.decoder.empty_cache(rows, total),
         offset=0,
+        ids=model.ids(batch["tokens"]),
     )
     last = jnp.maximum(patches + batch["length"] - 1, 0)[:, None, None]
     hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]

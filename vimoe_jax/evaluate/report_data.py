@@ -14,8 +14,11 @@ from vimoe_jax.errors import UserError
 from vimoe_jax.evaluate import predictions as predictions_lib
 from vimoe_jax.evaluate import vqa
 from vimoe_jax.evaluate.predictions import Prediction
+from vimoe_jax.moe.options import MoEOptions, moe_layers
 
 _LARGEST_IMAGE = 4 << 20  # bytes; the report embeds thumbnails, not photographs
+_MOST_LAYERS = 1024  # of a part; what says more is broken
+_LAYER_FACTS = ("max_load", "drop_fraction", "unserved_fraction", "entropy")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -51,6 +54,8 @@ class Run:
       config: nested dict, {} if missing.
       summary: `summary.json`, {} if missing.
       curves: (steps, values) of each metric logged while training.
+      layer_curves: the same of each metric logged as `NAME_by_layer`, under NAME: lists of one
+        value a layer (None where it was not finite), all of one length.
       splits: the evaluated splits, the main one first.
       problems: one sentence for each file that could not be read.
     """
@@ -58,8 +63,25 @@ class Run:
     config: dict[str, Any]
     summary: dict[str, Any]
     curves: dict[str, tuple[list[int], list[float]]]
+    layer_curves: dict[str, tuple[list[int], list[list[float | None]]]]
     splits: list[Split]
     problems: list[str]
+
+    def moe(self, part: str) -> tuple[int, list[int]]:
+        """A part's number of experts and which of its layers have them; (0, []) if not known."""
+        try:
+            options = self.config["model"][part]["moe"]
+            depth = self.config["model"][part].get("depth", 1)
+            place = options.get("placement", "all")
+            place = tuple(place) if isinstance(place, list) else place
+            count, cuts = options["num_experts"], options.get("granularity", 1)
+            known = MoEOptions(num_experts=count, granularity=cuts, placement=place)
+            if not (1 <= known.experts < 1e6 and 1 <= depth <= _MOST_LAYERS):
+                return 0, []
+            layers = moe_layers(known, depth)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
+            return 0, []
+        return known.experts, [i for i, is_moe in enumerate(layers) if is_moe]
 
 
 def load(workdir: Path) -> Run:
@@ -73,9 +95,9 @@ def load(workdir: Path) -> Run:
     problems: list[str] = []
     config = _object(workdir / "config.json", workdir, problems)
     summary = _object(workdir / "summary.json", workdir, problems)
-    curves, scores = _metrics(workdir / "metrics.jsonl", problems)
+    curves, layer_curves, scores = _metrics(workdir / "metrics.jsonl", problems)
     splits = _splits(workdir, config, scores, problems)
-    return Run(config, summary, curves, splits, problems)
+    return Run(config, summary, curves, layer_curves, splits, problems)
 
 
 def _object(path: Path, workdir: Path, problems: list[str]) -> dict[str, Any]:
@@ -101,9 +123,10 @@ def finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-def _metrics(path: Path, problems: list[str]) -> tuple[dict, dict[str, dict[str, float]]]:
-    """Curves by name, and each evaluation's scores by its prefix (`eval`, `eval_…`)."""
+def _metrics(path: Path, problems: list[str]) -> tuple[dict, dict, dict[str, dict[str, float]]]:
+    """Curves and layers' curves by name, evaluations' scores by prefix (`eval`, `eval_…`)."""
     curves: dict[str, dict[int, float]] = defaultdict(dict)
+    layers: dict[str, dict[int, list[float | None]]] = defaultdict(dict)
     scores: dict[str, dict[str, float]] = defaultdict(dict)
     try:
         lines = path.read_bytes().splitlines(keepends=True)
@@ -124,6 +147,9 @@ def _metrics(path: Path, problems: list[str]) -> tuple[dict, dict[str, dict[str,
             broken += bool(line.strip()) and (i < len(lines) - 1 or line.endswith(b"\n"))
             continue
         for name, value in row.items():
+            if isinstance(value, list) and value and name.endswith("_by_layer"):
+                values = [v if finite(v) else None for v in value[:_MOST_LAYERS]]
+                layers[name.removesuffix("_by_layer")][step] = values
             if not finite(value):
                 continue
             prefix, _, rest = name.partition("/")
@@ -133,9 +159,17 @@ def _metrics(path: Path, problems: list[str]) -> tuple[dict, dict[str, dict[str,
                 curves[name][step] = value  # a step done again counts once
     if broken:
         problems.append(f"metrics.jsonl: {broken} unreadable line{'s' * (broken > 1)} left out")
-    ordered = {name: sorted(points.items()) for name, points in curves.items()}
-    lists = {n: ([s for s, _ in p], [v for _, v in p]) for n, p in ordered.items()}
-    return lists, dict(scores)
+    # A run's layers stay as many; lists of another length than the last are broken.
+    even = {
+        name: {s: v for s, v in points.items() if len(v) == len(points[max(points)])}
+        for name, points in layers.items()
+    }
+    return _ordered(curves), _ordered(even), dict(scores)
+
+
+def _ordered(curves: dict[str, dict[int, Any]]) -> dict[str, tuple[list[int], list[Any]]]:
+    points = {name: sorted(values.items()) for name, values in curves.items()}
+    return {n: ([s for s, _ in p], [v for _, v in p]) for n, p in points.items()}
 
 
 def _splits(
@@ -183,7 +217,10 @@ def _read_split(split: Split, folder: Path, workdir: Path, problems: list[str]) 
             kinds = layer.get("by_kind")
             kinds = kinds if isinstance(kinds, dict) else {}
             kinds = {k: v for k, v in kinds.items() if _shares(v) and len(v) == count}
-            facts = {k: layer[k] for k in ("drop_fraction", "entropy") if finite(layer.get(k))}
+            facts = {k: layer[k] for k in _LAYER_FACTS if finite(layer.get(k))}
+            drops = layer.get("drop_fraction_by_kind")
+            if isinstance(drops, dict):
+                facts["drop_fraction_by_kind"] = {k: v for k, v in drops.items() if finite(v)}
             name = str(layer.get("name", "layer"))
             split.experts.append({"name": name, "load": layer["load"], "by_kind": kinds, **facts})
 

@@ -9,10 +9,19 @@ from typing import Any
 
 from vimoe_jax.evaluate import vqa
 from vimoe_jax.evaluate.captions import tokenize
-from vimoe_jax.evaluate.charts import Bar, Series, bar_rows, expert_chart, line_chart
+from vimoe_jax.evaluate.charts import (
+    Bar,
+    Series,
+    bar_rows,
+    expert_chart,
+    layers_chart,
+    line_chart,
+)
 from vimoe_jax.evaluate.markup import Html, join, percent, tag
 from vimoe_jax.evaluate.predictions import Prediction
 from vimoe_jax.evaluate.report_data import Run, Split, confusions, gallery, half_width, png, right
+from vimoe_jax.evaluate.report_tables import layers
+from vimoe_jax.evaluate.report_text import KINDS, moe_meaning
 
 _PICTURES = 24  # of the first split; half as many of each other
 _QUESTIONS = 3  # a picture
@@ -144,10 +153,6 @@ def training(run: Run) -> Html | None:
     def s(metric: str, name: str, color: int = 1, **how: Any) -> Series:
         return Series(name, *curves.get(metric, ((), ())), color=color, **how)
 
-    def per_part(kind: str) -> list[Series]:
-        names = [n for n in curves if n.startswith("train/moe/") and n.endswith(f"/{kind}")]
-        return [s(n, n.split("/")[2], i % 3 + 1) for i, n in enumerate(names)]
-
     charts = [
         line_chart(
             "Loss",
@@ -173,27 +178,87 @@ def training(run: Run) -> Html | None:
             [s("train/examples_per_second", "pictures a second", smooth=True)],
             note=_tokens_note(curves),
         ),
-        line_chart(
-            "Dropped choices",
-            per_part("drop_fraction"),
-            note="routed choices that found their expert full",
-            share=True,
-        ),
-        line_chart(
-            "Imbalance",
-            per_part("load_max_over_mean"),
-            note="busiest expert over the mean; 1 is balanced",
-        ),
-        line_chart("Router entropy", per_part("router_entropy"), note="nats a token"),
-        line_chart(
-            "Importance loss", per_part("importance_loss"), note="unweighted, mean over layers"
-        ),
+        *_moe_charts(run),
     ]
     charts = [c for c in charts if c]
     if not charts:
         return tag("p", "Nothing was logged yet (metrics.jsonl).", class_="lead")
     text = "Light lines are single steps as logged, strong ones their running mean."
     return join(tag("p", text, class_="lead"), tag("div", charts, class_="charts"))
+
+
+def _moe_charts(run: Run) -> Iterator[Html | None]:
+    """What MoE layers reported: by part of the model, by kind of token, by layer."""
+    curves: dict[str, dict[str, Any]] = {}  # by last part of the name, then by part of the model
+    for name, curve in run.curves.items():
+        if name.startswith("train/moe/"):
+            part, _, kind = name.removeprefix("train/moe/").rpartition("/")
+            curves.setdefault(kind, {})[part] = curve
+
+    def per_part(kind: str) -> list[Series]:
+        parts = curves.get(kind, {}).items()
+        return [Series(part, *curve, color=i % 3 + 1) for i, (part, curve) in enumerate(parts)]
+
+    yield line_chart(
+        "Dropped choices",
+        per_part("drop_fraction"),
+        note="routed choices that found their expert full",
+        share=True,
+    )
+    for part in curves.get("drop_fraction", {}):
+        kinds = [(k, curves.get(f"drop_fraction_{k}", {}).get(part)) for k in KINDS]
+        lines = [Series(k, *c, color=i) for i, (k, c) in enumerate(kinds, 1) if c]
+        if len(lines) > 1:  # the vision tower has one kind only
+            note = "of each kind of token's choices"
+            yield line_chart(f"Dropped by kind, {part}", lines, note=note, share=True)
+    yield line_chart(
+        "Unserved tokens",
+        per_part("unserved_fraction"),
+        note="taken by no expert; their residual goes on",
+        share=True,
+    )
+    yield line_chart(
+        "Imbalance",
+        per_part("load_max_over_mean"),
+        note="busiest expert over the mean; 1 is balanced",
+        marks=[(1, "")],
+    )
+    counts = sorted({run.moe(part)[0] for part in curves.get("router_entropy", {})} - {0})
+    yield line_chart(
+        "Router entropy",
+        per_part("router_entropy"),
+        note="nats a token; ln E is undecided",
+        marks=[(math.log(e), f"ln {e}") for e in counts],
+    )
+    for kind in curves:
+        if kind.endswith("_loss"):
+            note = "unweighted, mean over layers"
+            yield line_chart(moe_meaning(kind).title, per_part(kind), note=note)
+    for kind, title, how in (
+        (
+            "drop_fraction",
+            "Dropped by layer",
+            dict(share=True, note="over steps; strong colour: many choices dropped"),
+        ),
+        (
+            "load_max_over_mean",
+            "Imbalance by layer",
+            dict(low=1.0, least=1.25, note="over steps; strong colour: one expert far busier"),
+        ),
+    ):
+        for name, (steps, values) in run.layer_curves.items():
+            if name.startswith("train/moe/") and name.endswith(f"/{kind}"):
+                part = name.removeprefix("train/moe/").rpartition("/")[0]
+                names = _layer_names(run, part, len(values[-1]))
+                yield layers_chart(f"{title}, {part}", steps, values, names, **how)
+
+
+def _layer_names(run: Run, part: str, count: int) -> list[str]:
+    """By their place among all layers, if the configuration says it, else among MoE layers."""
+    numbers = run.moe(part)[1]
+    if len(numbers) == count:
+        return [f"layer {n}" for n in numbers]
+    return [f"MoE {n}" for n in range(1, count + 1)]
 
 
 def _tokens_note(curves: dict[str, tuple[list[int], list[float]]]) -> str:
@@ -306,12 +371,14 @@ def experts(run: Run) -> Html | None:
     text = (
         "Bars: each expert's share of all routed choices; the dashed line is perfect balance. "
         "Below: the same for each kind of token, in per cent; deep colour means a kind's favourite "
-        "expert (four times its balanced share, or more)."
+        "expert (four times its balanced share, or more). Counted over a few batches, with "
+        "evaluation's routing."
     )
     blocks = [tag("p", text, class_="lead")]
     for i, split in enumerate(shown):
         grid = tag("div", [_layer(layer) for layer in split.experts], class_="charts")
-        blocks.append(grid if i == 0 else _fold(f"Experts on the {split.label} split", grid))
+        body = join(grid, layers(split.experts))
+        blocks.append(body if i == 0 else _fold(f"Experts on the {split.label} split", body))
     return join(blocks)
 
 

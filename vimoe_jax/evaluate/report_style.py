@@ -59,6 +59,8 @@ margin:8px 0 0}
 .legend b{color:var(--ink);font-weight:600;font-variant-numeric:tabular-nums}
 .key{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px;
 vertical-align:-1px}
+.key.ramp{width:64px;margin:0 6px 0 4px;background:linear-gradient(90deg,transparent,var(--c1));
+box-shadow:inset 0 0 0 1px var(--line)}
 .key.mark{width:3px;height:14px;background:var(--ink);border-radius:1px;vertical-align:-3px}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr));gap:14px}
 .chart{margin:0;padding:14px 14px 12px;position:relative}
@@ -77,6 +79,7 @@ polyline.c1,polyline.c2,polyline.c3{fill:none}
 rect.heat{fill:var(--c1)}
 svg text.cell{fill:var(--ink);font-size:10px}svg text.cell.on{fill:var(--onheat)}
 .balanced{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:4 3}
+.level{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 4;opacity:.7}
 .cursor{stroke:var(--soft);stroke-width:1;visibility:hidden}
 .cursor.on{visibility:visible}
 .readout{position:absolute;top:12px;right:12px;padding:2px 8px;border-radius:6px;font-size:12px;
@@ -117,6 +120,8 @@ tbody tr:last-child td{border-bottom:0}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap;padding-left:12px;
 padding-right:0}
 td small{display:block;color:var(--soft);font-size:13px;line-height:1.35;max-width:64ch}
+table.layers th{vertical-align:top}table.layers th.n{min-width:13ch}
+th small{display:block;font-weight:400;line-height:1.35;margin-top:2px}
 th.n{white-space:normal;min-width:7ch;vertical-align:bottom}
 td .arrow{color:var(--soft)}
 tr.group td{padding-top:18px;font:600 16px var(--serif)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from vimoe_jax.evaluate.markup import Html, join, number, percent, tag
 from vimoe_jax.evaluate.report_data import Run, Split
-from vimoe_jax.evaluate.report_text import SCORING, meaning
+from vimoe_jax.evaluate.report_text import KINDS, SCORING, Meaning, meaning, moe_meaning
 
 _BY_TYPE = ("vqa/accuracy/", "vqa/floor_per_type/")
 
@@ -24,13 +24,13 @@ def metrics(run: Run) -> Html | None:
             and (n.startswith(prefix) if prefix else not n.startswith(("vqa/", "caption/")))
         )  # fmt: skip
         if names:
-            rows = [_metric_row(n, [s.metrics.get(n) for s in scored]) for n in names]
+            rows = [_metric_row(meaning(n), [s.metrics.get(n) for s in scored]) for n in names]
             groups.append((title, [s.label for s in scored], rows))
         if prefix == "vqa/" and (rows := _type_rows(scored)):
             groups.append(("Accuracy by question type", [s.label for s in scored], rows))
     if run.curves:
         rows = [
-            _metric_row(name, [values[-1], min(values), max(values)])
+            _metric_row(meaning(name), [values[-1], min(values), max(values)])
             for name, (_, values) in sorted(run.curves.items())
         ]
         groups.append(("While training", ["last", "lowest", "highest"], rows))
@@ -69,13 +69,43 @@ def _type_rows(scored: list[Split]) -> list[Html]:
     return rows
 
 
-def _metric_row(name: str, values: list[float | None]) -> Html:
-    m = meaning(name)
-    show = {"share": percent, "count": lambda v: f"{v:,.0f}"}.get(m.unit, number)
+def layers(reports: list[dict[str, Any]]) -> Html:
+    """What the MoE layers reported at evaluation, a row a layer."""
+    drops = [r.get("drop_fraction_by_kind", {}) for r in reports]
+    columns = {
+        "load_max_over_mean": [r.get("max_load", max(r["load"]) * len(r["load"])) for r in reports],
+        "router_entropy": [r.get("entropy") for r in reports],
+        "drop_fraction": [r.get("drop_fraction") for r in reports],
+        **{f"drop_fraction_{kind}": [d.get(kind) for d in drops] for kind in KINDS},
+        "unserved_fraction": [r.get("unserved_fraction") for r in reports],
+    }
+    known = {
+        moe_meaning(name): values
+        for name, values in columns.items()
+        if any(v is not None for v in values)
+    }
+    heads = [tag("th", _title(m), class_="n") for m in known]
+    rows = [
+        tag("tr", tag("td", r["name"]), [_cell(m, v[i]) for m, v in known.items()])
+        for i, r in enumerate(reports)
+    ]
+    head = tag("thead", tag("tr", tag("th", "Layer"), heads))
+    table = tag("table", head, tag("tbody", rows), class_="layers")
+    return tag("div", tag("div", table, class_="scroll"), class_="card", style="margin-top:14px")
+
+
+def _metric_row(m: Meaning, values: list[float | None]) -> Html:
+    return tag("tr", tag("td", _title(m)), [_cell(m, v) for v in values])
+
+
+def _title(m: Meaning) -> Html:
     arrow = m.better and tag("span", f" {m.better}", class_="arrow")
-    label = tag("td", m.title, arrow, m.text and tag("small", m.text))
-    cells = [tag("td", "–" if v is None else show(v), class_="n") for v in values]
-    return tag("tr", label, cells)
+    return join(m.title, arrow, m.text and tag("small", m.text))
+
+
+def _cell(m: Meaning, value: float | None) -> Html:
+    show = {"share": percent, "count": lambda v: f"{v:,.0f}"}.get(m.unit, number)
+    return tag("td", "–" if value is None else show(value), class_="n")
 
 
 def configuration(run: Run) -> Html | None:

@@ -91,17 +91,56 @@ _MEANINGS = {
         "Tokens a second", "Image patches and text tokens, without padding.", "score"
     ),
 }
+KINDS = ("image", "question", "answer")  # of token
 _MOE = {
     "drop_fraction": Meaning(
-        "dropped choices", "Choices that found their expert full: those tokens skip it.", better="↓"
+        "Dropped choices", "Choices that found their expert full: those tokens skip it.", better="↓"
+    ),
+    **{
+        f"drop_fraction_{kind}": Meaning(
+            f"Dropped choices, {kind}",
+            f"Choices of {kind} tokens that found their expert full.",
+            better="↓",
+        )
+        for kind in KINDS
+    },
+    "unserved_fraction": Meaning(
+        "Unserved tokens", "Tokens that no expert took: only their residual goes on.", better="↓"
     ),
     "load_max_over_mean": Meaning(
-        "imbalance", "The busiest expert's load over the mean; 1 is perfect balance.", "score", "↓"
+        "Imbalance", "The busiest expert's load over the mean; 1 is perfect balance.", "score", "↓"
     ),
     "router_entropy": Meaning(
-        "router entropy", "Of a token's gates, in nats; 0 is certain, ln E undecided.", "score", ""
+        "Router entropy", "Of a token's gates, in nats; 0 is certain, ln E undecided.", "score", ""
+    ),
+    "importance_loss": Meaning(
+        "Importance loss",
+        "How uneven the experts' summed gates are, unweighted; 0 is even.",
+        "score",
+        "↓",
+    ),
+    "load_loss": Meaning(
+        "Load loss",
+        "How uneven the experts' expected loads are, unweighted; 0 is even.",
+        "score",
+        "↓",
+    ),
+    "balance_loss": Meaning(
+        "Balance loss",
+        "Experts' loads times their mean gates, unweighted; 1 is perfect balance.",
+        "score",
+        "↓",
+    ),
+    "z_loss": Meaning(
+        "Z-loss", "Squared log-sum-exp of the router's logits, unweighted.", "score", "↓"
     ),
 }
+
+
+def moe_meaning(kind: str) -> Meaning:
+    """Of what MoE layers report, by its name's last part."""
+    title = kind.replace("_", " ").capitalize()
+    return _MOE.get(kind) or Meaning(title, "Mean over the layers, unweighted.", "score", "")
 
 
 def meaning(name: str) -> Meaning:
@@ -113,8 +152,7 @@ def meaning(name: str) -> Meaning:
         return Meaning(f"Accuracy: {task}", f"On the questions of task {task} alone.")
     if name.startswith("train/moe/") and name.count("/") >= 3:
         part, _, kind = name.removeprefix("train/moe/").rpartition("/")
-        known = _MOE.get(kind) or Meaning(
-            kind.replace("_", " "), "Mean over the layers, unweighted.", "score", ""
-        )
-        return dataclasses.replace(known, title=f"MoE {part}: {known.title}")
+        known = moe_meaning(kind)
+        title = known.title[:1].lower() + known.title[1:]
+        return dataclasses.replace(known, title=f"MoE {part}: {title}")
     return Meaning(name, "", "score", "")

@@ -124,14 +124,18 @@ def predict(
 
 
 def expert_report(run: Run, params: Params, source: Any, batches: int = 4) -> dict[str, Any]:
-    """Load, drops and entropy of each MoE layer over a few batches, with evaluation's routing."""
+    """Load, drops and entropy of each MoE layer over a few batches, with evaluation's routing.
+
+    Kinds of token that a layer never sees are left out of what is listed by kind.
+    """
 
     def forward(params: Params, batch: dict[str, jax.Array]) -> Any:
         with use_mesh(run.mesh):
             return run.blueprint.build(params)(batch).moe
 
     total = None
-    if run.blueprint.num_active_parameters() < run.blueprint.num_parameters():
+    parts = (getattr(run.blueprint.config, part) for part in ("vision", "connector", "decoder"))
+    if any(part.moe.num_experts for part in parts):
         step = jax.jit(forward)
         for batch in fixed_batches(run, source, batches):
             report = jax.device_get(step(params, to_mesh(batch, run.mesh)))
@@ -140,11 +144,19 @@ def expert_report(run: Run, params: Params, source: Any, batches: int = 4) -> di
     for name, report in run.blueprint.layers_of(total or {}).items():
         routed = np.asarray(report.routed)
         by_kind = routed / np.maximum(routed.sum(-1, keepdims=True), 1)
+        drops = np.asarray(report.drop_fraction_by_kind())
         layers.append(
             {
                 "name": name,
                 "load": np.asarray(report.load()).tolist(),
+                "max_load": float(report.max_load()),
                 "drop_fraction": float(report.drop_fraction()),
+                "drop_fraction_by_kind": {
+                    kind.name.lower(): float(drops[kind])
+                    for kind in TokenKind
+                    if report.tokens[kind] > 0
+                },
+                "unserved_fraction": float(report.unserved_fraction()),
                 "entropy": float(report.mean_entropy()),
                 "by_kind": {
                     kind.name.lower(): by_kind[kind].tolist()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,9 +18,11 @@ from jax.sharding import Mesh, NamedSharding
 from vimoe_jax import config as config_lib
 from vimoe_jax.model.stack import in_order, plan
 from vimoe_jax.model.vlm import VLM, compute_dtype
+from vimoe_jax.moe.block import rebalanced
 from vimoe_jax.moe.options import moe_layers
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel import rules
+from vimoe_jax.parallel.parameters import Buffer
 
 Params = dict[str, jax.Array]
 
@@ -67,6 +70,14 @@ class Blueprint:
         """Shape of every parameter."""
         return {name: v.shape for name, v in self._variables().items()}
 
+    def abstract(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape, dtype and sharding of every parameter on a mesh."""
+        where = self.shardings(mesh)
+        return {
+            name: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=where[name])
+            for name, v in self._variables().items()
+        }
+
     def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
         """Sharding of every parameter on a mesh."""
         axes = self.axes()
@@ -88,20 +99,50 @@ class Blueprint:
                     named[f"{part}.{i}"] = report
         return named
 
+    def buffers(self) -> set[str]:
+        """Names of what is saved but never optimized: router biases, hash tables."""
+        return {name for name, v in self._variables().items() if isinstance(v, Buffer)}
+
+    def rebalanced(self, params: Params, moe: dict[str, Any]) -> Params:
+        """The router biases among `params` after a step with these MoE reports."""
+        new = {}
+        for part, segments in moe.items():
+            rate = getattr(self.config, part).moe.bias_rate
+            for name, report in _named(part, segments) if rate else ():
+                name = f"{name}.bias"
+                bias, routed = params[name], report.routed
+                new[name] = rebalanced(
+                    bias, routed.reshape(*bias.shape[:-1], *routed.shape[-2:]), rate
+                )
+        return new
+
     def num_parameters(self) -> int:
-        """All parameters."""
-        return sum(math.prod(shape) for shape in self.shapes().values())
+        """All parameters, buffers left out."""
+        buffers = self.buffers()
+        return sum(math.prod(s) for name, s in self.shapes().items() if name not in buffers)
 
     def num_active_parameters(self) -> int:
         """Those that one token meets: K of E experts in each MoE layer."""
-        total = 0
+        total, buffers = 0, self.buffers()
         for name, shape in self.shapes().items():
+            if name in buffers:
+                continue
             size = math.prod(shape)
             if ".experts." in name:
                 options = getattr(self.config, name.split(".")[0]).moe
-                size = size * options.experts_per_token // options.num_experts
+                if options.router != "soft":  # there, every token is in every slot
+                    size = size * options.experts_per_token // options.num_experts
             total += size
         return total
+
+
+def _named(part: str, segments: Any) -> Iterator[tuple[str, MoEStats]]:
+    """The MoE modules of a part by dotted path, with their (stacked) reports."""
+    for i, unit in enumerate(segments):
+        for j, report in enumerate(unit):
+            if report is not None:
+                where = "" if part == "connector" else f".blocks.segments.{i}.{j}.mlp"
+                yield part + where, report
 
 
 def _make(c: config_lib.Model, vocab_size: int, key: jax.Array | int) -> VLM:

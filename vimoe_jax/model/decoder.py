@@ -22,7 +22,16 @@ from vimoe_jax.parallel.rules import constrain
 class DecoderBlock(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), the MLP dense or MoE."""
 
-    def __init__(self, c: DecoderConfig, is_moe: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        c: DecoderConfig,
+        is_moe: bool,
+        num_ids: int,
+        *,
+        dtype: jnp.dtype,
+        attention: str,
+        rngs: nnx.Rngs,
+    ):
         scale = (2 * c.depth) ** -0.5
         self.norm1 = RMSNorm(c.width, c.norm_eps, rngs=rngs)
         self.attention = Attention(
@@ -35,11 +44,12 @@ class DecoderBlock(nnx.Module):
             dtype=dtype,
             rngs=rngs,
             out_scale=scale,
+            implementation=attention,
         )
         self.norm2 = RMSNorm(c.width, c.norm_eps, rngs=rngs)
         mlp = dict(activation="swiglu", bias=False, dtype=dtype, rngs=rngs, out_scale=scale)
         if is_moe:
-            self.mlp = MoE(c.moe, c.width, c.mlp_dim, c.width, **mlp)
+            self.mlp = MoE(c.moe, c.width, c.mlp_dim, c.width, **mlp, num_ids=num_ids)
         else:
             self.mlp = MLP(c.width, c.mlp_dim, c.width, **mlp)
 
@@ -51,8 +61,10 @@ class Decoder(nnx.Module):
         self,
         c: DecoderConfig,
         vocab_size: int,
+        num_patches: int,
         *,
         dtype: jnp.dtype,
+        attention: str,
         scan: dict[str, Any],
         rngs: nnx.Rngs,
     ):
@@ -62,7 +74,14 @@ class Decoder(nnx.Module):
         )
         self.blocks = Stack(
             moe_layers(c.moe, c.depth),
-            lambda is_moe, rngs: DecoderBlock(c, is_moe, dtype=dtype, rngs=rngs),
+            lambda is_moe, rngs: DecoderBlock(
+                c,
+                is_moe,
+                vocab_size + num_patches,
+                dtype=dtype,
+                attention=attention,
+                rngs=rngs,
+            ),
             **scan,
             rngs=rngs,
         )
@@ -104,6 +123,7 @@ class Decoder(nnx.Module):
         caches: Any = None,
         offset: Int[Array, ""] | int = 0,
         key: jax.Array | None = None,
+        ids: Int[Array, "B S"] | None = None,
     ) -> tuple[Float[Array, "B S D"], Any, list[list[Any]]]:
         """Runs all blocks and the final norm.
 
@@ -115,6 +135,7 @@ class Decoder(nnx.Module):
           kind: `TokenKind` of each place.
           caches: from `empty_cache` or an earlier call; new keys are written at `offset`.
           offset: place of the first new position in the caches.
+          ids: of each place, for hash routers.
           key: given in training only.
 
         Returns:
@@ -127,7 +148,7 @@ class Decoder(nnx.Module):
             x = x + h
             h, report = block.norm2(x), None
             if isinstance(block.mlp, MoE):
-                h, report = block.mlp(h, valid, kind, num_kinds=NUM_KINDS, key=key)
+                h, report = block.mlp(h, valid, kind, num_kinds=NUM_KINDS, key=key, ids=ids)
             else:
                 h = block.mlp(h)
             return constrain(x + h, ("batch", None, None)), cache, report

@@ -112,8 +112,9 @@ class Attention(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
         out_scale: float = 1.0,
+        implementation: str = "auto",
     ):
-        self.dtype = dtype
+        self.dtype, self.implementation = dtype, implementation
         h, kv, n = num_heads, num_kv_heads, head_dim
         zeros = nnx.initializers.zeros
         self.q = param(rngs, fan_in(dim), (dim, h, n), ("embed", "heads", None))
@@ -163,7 +164,10 @@ class Attention(nnx.Module):
             k, v = cache.k, cache.v
         q = constrain(q, ("batch", None, "heads", None))
         mask = None if mask is None else mask[:, None]
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        how = self.implementation
+        if how == "auto":
+            how = "cudnn" if cache is None and _cudnn_takes(q) else "xla"
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=how)
         out = jnp.einsum("bshn,hnd->bsd", y, self.out[...].astype(self.dtype))
         if self.bias:
             out += self.out_bias[...].astype(self.dtype)
@@ -173,6 +177,18 @@ class Attention(nnx.Module):
         weight = getattr(self, name)[...].astype(self.dtype)
         y = jnp.einsum("bsd,dhn->bshn", x.astype(self.dtype), weight)
         return y + getattr(self, f"{name}_bias")[...].astype(self.dtype) if self.bias else y
+
+
+def _cudnn_takes(q: Float[Array, "B S H N"]) -> bool:
+    """Whether cuDNN's fused attention is there for such queries: 16 bits, heads of at most 128."""
+    device = jax.devices()[0]
+    return (
+        device.platform == "gpu"
+        and float(getattr(device, "compute_capability", None) or 0) >= 8
+        and q.dtype in (jnp.bfloat16, jnp.float16)
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= 128
+    )
 
 
 def rotary(

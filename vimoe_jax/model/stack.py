@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vimoe_jax.parallel.parameters import Buffer
+
 Segment = tuple[tuple[Hashable, ...], int]  # a unit of kinds, and how often it repeats
 
 
@@ -142,7 +144,7 @@ def _stacked(make: Callable[[nnx.Rngs], nnx.Module], repeats: int, rngs: nnx.Rng
     state = jax.vmap(init)(jax.random.split(rngs.params(), repeats))
     layer = nnx.merge(graph, state)
     for _, variable in nnx.iter_graph(layer):
-        if isinstance(variable, nnx.Param):
+        if isinstance(variable, nnx.Param | Buffer):
             variable.set_metadata(axes=("layers", *variable.get_metadata("axes")))
     return layer
 

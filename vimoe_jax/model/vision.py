@@ -24,7 +24,16 @@ _EPS = 1e-6
 class VisionBlock(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)), the MLP dense or MoE."""
 
-    def __init__(self, c: Vision, is_moe: bool, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        c: Vision,
+        is_moe: bool,
+        num_patches: int,
+        *,
+        dtype: jnp.dtype,
+        attention: str,
+        rngs: nnx.Rngs,
+    ):
         heads, scale = c.num_heads, (2 * c.depth) ** -0.5
         self.norm1 = LayerNorm(c.width, _EPS, rngs=rngs)
         self.attention = Attention(
@@ -37,11 +46,12 @@ class VisionBlock(nnx.Module):
             dtype=dtype,
             rngs=rngs,
             out_scale=scale,
+            implementation=attention,
         )
         self.norm2 = LayerNorm(c.width, _EPS, rngs=rngs)
         mlp = dict(activation="gelu_tanh", bias=True, dtype=dtype, rngs=rngs, out_scale=scale)
         if is_moe:
-            self.mlp = MoE(c.moe, c.width, c.mlp_dim, c.width, **mlp)
+            self.mlp = MoE(c.moe, c.width, c.mlp_dim, c.width, **mlp, num_ids=num_patches)
         else:
             self.mlp = MLP(c.width, c.mlp_dim, c.width, **mlp)
 
@@ -60,6 +70,7 @@ class VisionTower(nnx.Module):
         patch_size: int,
         *,
         dtype: jnp.dtype,
+        attention: str,
         scan: dict[str, Any],
         rngs: nnx.Rngs,
     ):
@@ -74,7 +85,9 @@ class VisionTower(nnx.Module):
         )
         self.blocks = Stack(
             moe_layers(c.moe, c.depth),
-            lambda is_moe, rngs: VisionBlock(c, is_moe, dtype=dtype, rngs=rngs),
+            lambda is_moe, rngs: VisionBlock(
+                c, is_moe, patches, dtype=dtype, attention=attention, rngs=rngs
+            ),
             **scan,
             rngs=rngs,
         )
@@ -97,12 +110,13 @@ class VisionTower(nnx.Module):
         shape = x.shape[:2]
         valid = jnp.broadcast_to(valid[:, None], shape)
         kind = jnp.full(shape, TokenKind.IMAGE, jnp.int32)
+        ids = jnp.broadcast_to(jnp.arange(shape[1]), shape)
 
         def apply(block: VisionBlock, x, _, key):
             x = x + block.attention(block.norm1(x), None)[0]
             h, report = block.norm2(x), None
             if isinstance(block.mlp, MoE):
-                h, report = block.mlp(h, valid, kind, num_kinds=NUM_KINDS, key=key)
+                h, report = block.mlp(h, valid, kind, num_kinds=NUM_KINDS, key=key, ids=ids)
             else:
                 h = block.mlp(h)
             return constrain(x + h, ("batch", None, None)), None, report

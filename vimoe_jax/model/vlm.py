@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vimoe_jax import config as config_lib
 from vimoe_jax.model import tokens as tokens_lib
@@ -45,15 +45,19 @@ class VLM(nnx.Module):
     def __init__(self, c: config_lib.Model, vocab_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.config = c
         self.num_patches = (c.image_size // c.patch_size) ** 2
-        both = dict(dtype=dtype, scan=dict(remat=c.remat, unroll=c.unroll), rngs=rngs)
+        both = dict(
+            dtype=dtype, attention=c.attention, scan=dict(remat=c.remat, unroll=c.unroll), rngs=rngs
+        )
         self.vision = VisionTower(c.vision, c.image_size, c.patch_size, **both)
         width = c.decoder.width
         mlp = dict(activation="gelu", bias=True, dtype=dtype, rngs=rngs)
         if c.connector.moe.num_experts:
-            self.connector = MoE(c.connector.moe, c.vision.width, width, width, **mlp)
+            ids = self.num_patches
+            self.connector = MoE(c.connector.moe, c.vision.width, width, width, **mlp, num_ids=ids)
         else:
             self.connector = MLP(c.vision.width, width, width, **mlp)
-        self.decoder = Decoder(c.decoder, vocab_size, **both)
+        self.vocab_size = vocab_size
+        self.decoder = Decoder(c.decoder, vocab_size, self.num_patches, **both)
 
     def encode(
         self, image: UInt8[Array, "B H W 3"], valid: Bool[Array, "B"], key: jax.Array | None = None
@@ -66,7 +70,8 @@ class VLM(nnx.Module):
             valid = jnp.broadcast_to(valid[:, None], x.shape[:2])
             kind = jnp.full(x.shape[:2], tokens_lib.TokenKind.IMAGE, jnp.int32)
             kinds = tokens_lib.NUM_KINDS
-            x, report = self.connector(x, valid, kind, num_kinds=kinds, key=keys[1])
+            ids = jnp.broadcast_to(jnp.arange(self.num_patches), kind.shape)
+            x, report = self.connector(x, valid, kind, num_kinds=kinds, key=keys[1], ids=ids)
             moe["connector"] = [[jax.tree.map(lambda a: a[None], report)]]
         else:
             x = self.connector(x)
@@ -94,9 +99,16 @@ class VLM(nnx.Module):
             valid,
             tokens_lib.token_kinds(batch["weights"], patches),
             key=keys[1],
+            ids=self.ids(batch["tokens"]),
         )
         moe = _present(moe | {"decoder": reports})
         return Output(x[:, patches:], moe, self._auxiliary_loss(moe))
+
+    def ids(self, tokens: Int[Array, "B S"]) -> Int[Array, "B PS"]:
+        """What hash routers look up: V and up for the picture's places, then the tokens."""
+        shape = (tokens.shape[0], self.num_patches)
+        places = jnp.broadcast_to(self.vocab_size + jnp.arange(self.num_patches), shape)
+        return jnp.concatenate([places.astype(tokens.dtype), tokens], 1)
 
     def _auxiliary_loss(self, moe: dict[str, Any]) -> Float[Array, ""]:
         total = jnp.zeros((), jnp.float32)

@@ -1,18 +1,28 @@
-"""An assignment to expert buffers and back: `x (G,M,D) -> buffers (G,E,C,D) -> y (G,M,D)`.
+"""An assignment to expert buffers and back: `x (G,M,D) -> buffers -> y (G,M,D)`.
 
-Two dispatchers with one answer. `einsum` multiplies by one-hot tensors: the readable reference, its
-cost grows with M·E·C. `gather` moves rows by index; since each token knows its K slots and each
-slot its token, its backward pass is made of gathers too (the automatic one would scatter-add).
+Three dispatchers with one answer:
+
+* `einsum` multiplies by one-hot tensors: the readable reference, its cost grows with M·E·C.
+* `gather` moves rows by index into buffers of C slots an expert and group.
+* `dropless` moves rows by index into one long buffer, sorted by expert, with no slot that nobody
+  has; the experts run as grouped products (`vimoe_jax.moe.grouped`).
+
+Where rows move by index, each token knows its K slots and each slot its token, so that the backward
+pass is made of gathers too (the automatic one would scatter-add).
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import struct
+from flax import nnx, struct
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from vimoe_jax.moe import grouped
+from vimoe_jax.moe.experts import Experts
 from vimoe_jax.moe.routing import Assignment
+from vimoe_jax.parallel.rules import active_mesh, constrain, spec
 
 
 @struct.dataclass
@@ -65,20 +75,11 @@ class GatherDispatcher:
     @classmethod
     def create(cls, a: Assignment, num_experts: int, capacity: int) -> GatherDispatcher:
         """Builds the two index tables; only integers are scattered, and only here."""
-        num_groups, num_tokens, k = a.expert.shape
         rows = num_experts * capacity
         kept = a.slot < capacity
         slot_of_choice = jnp.where(kept, a.expert * capacity + a.slot, rows).astype(jnp.int32)
-        choices = jnp.arange(num_tokens * k, dtype=jnp.int32)
-
-        def invert(row: Int[Array, "MK"]) -> Int[Array, "EC"]:
-            empty = jnp.full((rows,), num_tokens * k, jnp.int32)
-            # Slots are unique, which lets the scatter run without atomics.
-            return empty.at[row].set(choices, mode="drop")
-
-        choice_of_slot = jax.vmap(invert)(slot_of_choice.reshape(num_groups, -1))
         weight = jnp.where(kept, a.weight, 0)
-        return cls(slot_of_choice, choice_of_slot, weight, num_experts)
+        return cls(slot_of_choice, _invert(slot_of_choice, rows), weight, num_experts)
 
     def to_experts(self, x: Float[Array, "G M D"]) -> Float[Array, "G E C D"]:
         """Fills the buffers; slots that no token has are zero."""
@@ -89,6 +90,64 @@ class GatherDispatcher:
         """Sums each token's expert outputs by weight, in float32."""
         flat = out.reshape(out.shape[0], -1, out.shape[-1])
         return _combine(flat, self.weight, self.slot_of_choice, self.choice_of_slot)
+
+
+@struct.dataclass
+class DroplessDispatcher:
+    """Rows sorted by expert, of all groups together; honours drops, but needs no capacity.
+
+    Attributes:
+      row_of_choice: row that a choice sits in, or R if dropped; all groups as one.
+      choice_of_row: choice (token·K + k) that a row holds, or T·K if none.
+      weight: combine weights, 0 where dropped.
+      segments: which rows belong to which expert.
+    """
+
+    row_of_choice: Int[Array, "1 T K"]
+    choice_of_row: Int[Array, "1 R"]
+    weight: Float[Array, "1 T K"]
+    segments: grouped.Segments
+
+    @classmethod
+    def create(
+        cls, a: Assignment, num_experts: int, capacity: int, dtype: jnp.dtype
+    ) -> DroplessDispatcher:
+        """Lays the rows out: by expert, then group, then slot.
+
+        Slots that are taken are the first ones, so that no sort is needed: a row is its expert's
+        start, plus what earlier groups send there, plus the slot.
+        """
+        choices, k = a.expert.size, a.expert.shape[-1]
+        tile = grouped.tile_rows(choices, num_experts, dtype)
+        rows = grouped.num_rows(choices, num_experts, tile)
+        kept = a.slot < capacity
+        chosen = jax.nn.one_hot(a.expert, num_experts, dtype=jnp.int32) * kept[..., None]
+        count = chosen.sum((1, 2))  # (G, E)
+        segments = grouped.Segments.create(count.sum(0), rows, tile)
+        first = segments.starts + jnp.cumsum(count, 0) - count
+        row = jnp.sum(chosen * first[:, None, None], -1) + a.slot
+        row = jnp.where(kept, row, rows).astype(jnp.int32).reshape(1, -1, k)
+        weight = jnp.where(kept, a.weight, 0).reshape(1, -1, k)
+        return cls(row, _invert(row, rows), weight, segments)
+
+    def run(self, experts: Experts, x: Float[Array, "G M D"]) -> Float[Array, "G M O"]:
+        """Every kept choice through its expert, summed by weight in float32."""
+        flat = _dispatch(x.reshape(1, -1, x.shape[-1]), self.row_of_choice, self.choice_of_row)
+        out = experts.rows(flat[0], self.segments)
+        y = _combine(out[None], self.weight, self.row_of_choice, self.choice_of_row)
+        return y.reshape(*x.shape[:2], -1)
+
+
+def _invert(row: Int[Array, "G M K"], rows: int) -> Int[Array, "G R"]:
+    """For each row the choice (token·K + k) it holds, or M·K if none."""
+    flat = row.reshape(row.shape[0], -1)
+    num = flat.shape[1]
+
+    def invert(row: Int[Array, "MK"]) -> Int[Array, "R"]:
+        empty = jnp.full((rows,), num, jnp.int32)
+        return empty.at[row].set(jnp.arange(num, dtype=jnp.int32), mode="drop")
+
+    return jax.vmap(invert)(flat)
 
 
 def _rows(table: Float[Array, "G N D"], index: Int[Array, "G *any"]) -> Float[Array, "G *any D"]:
@@ -150,10 +209,58 @@ def _combine_bwd(saved, d_y):
 
 _combine.defvjp(_combine_fwd, _combine_bwd)
 
+
 Dispatcher = EinsumDispatcher | GatherDispatcher
 _DISPATCHERS = {"einsum": EinsumDispatcher, "gather": GatherDispatcher}
 
 
 def create(name: str, assignment: Assignment, num_experts: int, capacity: int) -> Dispatcher:
-    """The dispatcher of that name ("einsum" or "gather") for an assignment."""
+    """The dispatcher into buffers of that name, "einsum" or "gather", for an assignment."""
     return _DISPATCHERS[name].create(assignment, num_experts, capacity)
+
+
+def through_experts(
+    name: str,
+    assignment: Assignment,
+    experts: Experts,
+    x: Float[Array, "G M D"],
+    num_experts: int,
+    capacity: int,
+) -> Float[Array, "G M O"]:
+    """Tokens through their experts and back, by the dispatcher of that name.
+
+    On one Hopper GPU "gather" runs as "dropless" does: the same choices are dropped, but slots that
+    stayed empty are not multiplied.
+    """
+    mesh = active_mesh()
+    if name == "gather" and mesh is None and grouped.backend(experts.dtype) == "hopper":
+        name = "dropless"
+    if name == "dropless":
+        return _dropless(assignment, experts, x, num_experts, capacity, mesh)
+    tokens = create(name, assignment, num_experts, capacity)
+    # The pair of constraints around the experts is the all-to-all of expert parallelism.
+    buffers = constrain(tokens.to_experts(x), ("group", None, None, None))
+    buffers = constrain(buffers, ("expert_group", "experts", None, None))
+    out = constrain(experts(buffers), ("expert_group", "experts", None, None))
+    out = constrain(out, ("group", None, None, None))
+    return constrain(tokens.from_experts(out), ("group", None, None))
+
+
+def _dropless(assignment, experts, x, num_experts, capacity, mesh):
+    """Dropless dispatch; on a mesh, every device sends its own groups through all experts."""
+
+    def local(experts: Experts, assignment: Assignment, x: jax.Array) -> jax.Array:
+        tokens = DroplessDispatcher.create(assignment, num_experts, capacity, experts.dtype)
+        return tokens.run(experts, x)
+
+    if mesh is None:
+        return local(experts, assignment, x)
+    graph, state = nnx.split(experts)
+    groups = spec(("group", None, None), x.shape, mesh)
+    return jax.shard_map(
+        lambda state, assignment, x: local(nnx.merge(graph, state), assignment, x),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), groups, groups),
+        out_specs=groups,
+        check_vma=False,
+    )(state, assignment, x)

@@ -1,4 +1,4 @@
-"""The experts: E two-layer MLPs, as matrix products batched over experts.
+"""The experts: E two-layer MLPs, as products batched over experts or grouped by expert.
 
 The dense MLP, `vimoe_jax.model.layers.MLP`, has the same weights without the leading E.
 """
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vimoe_jax.moe import grouped
 from vimoe_jax.parallel.parameters import fan_in, param
 from vimoe_jax.parallel.rules import constrain
 
@@ -73,3 +74,22 @@ class Experts(nnx.Module):
         if self.b_out is not None:
             out += self.b_out[...].astype(self.dtype)[None, :, None]
         return out
+
+    @jax.named_scope("experts")
+    def rows(self, x: Float[Array, "R D"], segments: grouped.Segments) -> Float[Array, "R O"]:
+        """Each row through the expert that owns it; rows that nobody owns give anything."""
+        w_in, w_out = self.w_in[...].astype(self.dtype), self.w_out[...].astype(self.dtype)
+        num_in, activation = ACTIVATIONS[self.activation]
+        x = x.astype(self.dtype)
+        if self.activation == "swiglu" and self.b_in is None:
+            return grouped.swiglu(x, w_in, w_out, segments)
+        num_experts, inner, _, width = w_in.shape
+        h = grouped.matmul(x, w_in.reshape(num_experts, inner, num_in * width), segments)
+        if self.b_in is not None:
+            # A product with one-hot rows, whose gradient is a product too: no scatter.
+            owner = jnp.repeat(segments.expert, segments.tile, total_repeat_length=x.shape[0])
+            owner = jax.nn.one_hot(owner, num_experts, dtype=self.dtype)
+            h += owner @ self.b_in[...].astype(self.dtype).reshape(num_experts, -1)
+        h = activation(*(h[:, i * width : (i + 1) * width] for i in range(num_in)))
+        out = grouped.matmul(h, w_out, segments)
+        return out if self.b_out is None else out + owner @ self.b_out[...].astype(self.dtype)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from vimoe_jax.schema import at_least, field, more_than, one_of
 
-DISPATCHERS = ("gather", "einsum")
+DISPATCHERS = ("gather", "einsum", "dropless")
+ROUTERS = ("top_k", "expert_choice", "soft", "hash")
+ACAUSAL = ("expert_choice", "soft")  # routers whose choice for a token depends on later tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,9 +21,19 @@ class MoEOptions:
     mlp_dim: int = field(
         0, "F, hidden width of one expert; 0 takes the dense layer's.", at_least(0)
     )
+    granularity: int = field(
+        1, "g cuts every expert into g of width F/g, of which K·g are chosen.", at_least(1)
+    )
+    shared_experts: int = field(0, "Experts of width F that every token meets.", at_least(0))
     placement: str | tuple[int, ...] = field(
         "every_2",
         "Which layers: 'all', 'every_N' (N-1, 2N-1, …), 'last_N' of the odd ones, or a list.",
+    )
+    router: str = field(
+        "top_k",
+        "Who chooses: tokens (top_k), experts (expert_choice), a table of token ids (hash), or "
+        "nobody, all being mixed (soft).",
+        one_of(*ROUTERS),
     )
     capacity_factor: float = field(
         1.25, "Slots an expert has over an even share, in training.", more_than(0)
@@ -28,12 +41,25 @@ class MoEOptions:
     group_size: int = field(
         1024, "M, tokens that compete for the same slots; never depends on devices.", at_least(1)
     )
-    dispatcher: str = field("gather", "How tokens reach experts.", one_of(*DISPATCHERS))
+    soft_slots: int = field(
+        0, "C of the soft router, slots an expert and row; must be given there.", at_least(0)
+    )
+    dispatcher: str = field(
+        "gather",
+        "How tokens reach experts in training; 'dropless' needs no capacity.",
+        one_of(*DISPATCHERS),
+    )
     batch_priority: bool = field(
         False, "Batch-prioritized routing: overflow drops the lowest gates."
     )
     renormalize: bool = field(True, "Divide the chosen K gates by their sum.")
     noise_std: float = field(1.0, "Router noise in training is N(0, (noise_std/E)^2).", at_least(0))
+    bias_rate: float = field(
+        0.0,
+        "Balance without a loss: a bias an expert for choosing moves this far a step (DeepSeek-V3 "
+        "takes 0.001); 0 for none.",
+        at_least(0),
+    )
     importance_weight: float = field(0.005, "Weight of V-MoE's importance loss.", at_least(0))
     load_weight: float = field(0.005, "Weight of V-MoE's load loss.", at_least(0))
     balance_weight: float = field(0.0, "Weight of the Switch balance loss.", at_least(0))
@@ -42,6 +68,68 @@ class MoEOptions:
     eval_capacity_factor: float = field(
         0.0, "Capacity factor at evaluation; 0 gives room to every token.", at_least(0)
     )
+    eval_dispatcher: str = field(
+        "dropless", "How tokens reach experts at evaluation.", one_of(*DISPATCHERS)
+    )
+
+    @property
+    def experts(self) -> int:
+        """E after `granularity`."""
+        return self.num_experts * self.granularity
+
+    def width(self, dense: int) -> int:
+        """F of one expert after `granularity`, in a layer whose dense MLP has width `dense`."""
+        return (self.mlp_dim or dense) // self.granularity
+
+    def k(self, *, train: bool) -> int:
+        """K after `granularity`."""
+        k = self.experts_per_token if train else self.eval_experts_per_token
+        return (k or self.experts_per_token) * self.granularity
+
+    def factor(self, *, train: bool) -> float:
+        """The capacity factor; infinite where nothing may be dropped."""
+        if train:
+            return float("inf") if self.dispatcher == "dropless" else self.capacity_factor
+        if self.router == "expert_choice":  # room for all would mean all tokens for each expert
+            return self.eval_capacity_factor or self.capacity_factor
+        return self.eval_capacity_factor or float("inf")
+
+
+def complaints(options: MoEOptions, depth: int, mlp_dim: int, *, causal: bool) -> Iterator[str]:
+    """What is wrong with a combination of settings, each beginning with the field's name.
+
+    Args:
+      options: of one part of the model.
+      depth: its layers.
+      mlp_dim: hidden width of its dense MLP.
+      causal: whether a token may only depend on earlier ones.
+    """
+    o = options
+    if o.num_experts == 0:
+        return
+    for name in ("experts_per_token", "eval_experts_per_token"):
+        if getattr(o, name) > o.num_experts:
+            yield f"{name}: {getattr(o, name)} is more than num_experts = {o.num_experts}"
+    if causal and o.router in ACAUSAL:
+        yield (
+            f"router: {o.router!r} decides about a token by the tokens after it, which the causal "
+            "decoder may not see; use it in the tower or the connector"
+        )
+    hidden = o.mlp_dim or mlp_dim
+    if hidden % o.granularity:
+        yield f"granularity: {o.granularity} does not divide the hidden width {hidden}"
+    if o.router == "soft" and not o.soft_slots:
+        yield "soft_slots: the soft router needs a number of slots an expert"
+    if o.router != "top_k":
+        for name in ("bias_rate", "batch_priority"):
+            if getattr(o, name):
+                yield f"{name}: only the router 'top_k' has it, not {o.router!r}"
+    if o.router == "expert_choice" and o.dispatcher == "dropless":
+        yield "dispatcher: 'dropless' has no capacity, which the router 'expert_choice' needs"
+    try:
+        moe_layers(o, depth)
+    except ValueError as e:
+        yield f"placement: {e}"
 
 
 def moe_layers(options: MoEOptions, depth: int) -> tuple[bool, ...]:

@@ -11,8 +11,6 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from vimoe_jax.moe.routing import Assignment
-
 
 @struct.dataclass
 class MoEStats:
@@ -22,50 +20,76 @@ class MoEStats:
       losses: unweighted auxiliary losses by name, means over groups.
       routed: choices per token kind and expert, before capacity.
       kept: choices that found a slot.
+      tokens: valid tokens per kind.
+      unserved: those of them that no expert took.
       entropy: summed entropy of the valid tokens' gates, in nats.
-      tokens: number of valid tokens.
     """
 
-    losses: dict[str, Float[Array, ""]]
-    routed: Float[Array, "kinds E"]
-    kept: Float[Array, "kinds E"]
-    entropy: Float[Array, ""]
-    tokens: Float[Array, ""]
+    losses: dict[str, Float[Array, "*L"]]
+    routed: Float[Array, "*L kinds E"]
+    kept: Float[Array, "*L kinds E"]
+    tokens: Float[Array, "*L kinds"]
+    unserved: Float[Array, "*L kinds"]
+    entropy: Float[Array, "*L"]
 
     def load(self) -> Float[Array, "*L E"]:
         """Each expert's share of all routed choices."""
         per_expert = self.routed.sum(-2)
         return per_expert / jnp.maximum(per_expert.sum(-1, keepdims=True), 1)
 
+    def max_load(self) -> Float[Array, "*L"]:
+        """Load of the busiest expert over the mean load: 1 at perfect balance, E at worst."""
+        return self.load().max(-1) * self.routed.shape[-1]
+
     def drop_fraction(self) -> Float[Array, "*L"]:
         """Share of routed choices that found their expert full."""
-        return 1 - self.kept.sum((-2, -1)) / jnp.maximum(self.routed.sum((-2, -1)), 1)
+        routed = self.routed.sum((-2, -1))
+        return (routed - self.kept.sum((-2, -1))) / jnp.maximum(routed, 1)
+
+    def drop_fraction_by_kind(self) -> Float[Array, "*L kinds"]:
+        """The same for each kind of token; 0 for a kind that no token has."""
+        routed = self.routed.sum(-1)
+        return (routed - self.kept.sum(-1)) / jnp.maximum(routed, 1)
+
+    def unserved_fraction(self) -> Float[Array, "*L"]:
+        """Share of valid tokens that no expert took: only their residual path remains."""
+        return self.unserved.sum(-1) / jnp.maximum(self.tokens.sum(-1), 1)
 
     def mean_entropy(self) -> Float[Array, "*L"]:
         """Mean entropy of a token's gates, in nats."""
-        return self.entropy / jnp.maximum(self.tokens, 1)
+        return self.entropy / jnp.maximum(self.tokens.sum(-1), 1)
 
 
 @jax.named_scope("stats")
 def collect(
     losses: dict[str, Float[Array, ""]],
     gates: Float[Array, "G M E"],
-    assignment: Assignment,
-    capacity: int,
+    routed: Float[Array, "G M E"],
+    kept: Float[Array, "G M E"],
     valid: Bool[Array, "G M"],
     kind: Int[Array, "G M"],
     num_kinds: int,
 ) -> MoEStats:
-    """Counts one layer's choices; padding tokens count in nothing."""
-    gates, weight = jax.lax.stop_gradient((gates, valid.astype(jnp.float32)))
-    expert = jax.nn.one_hot(assignment.expert, gates.shape[-1], dtype=jnp.float32)
-    by_kind = jax.nn.one_hot(kind, num_kinds, dtype=jnp.float32) * weight[..., None]
-    kept = (assignment.slot < capacity).astype(jnp.float32)
+    """Counts one layer's choices; padding tokens count in nothing.
+
+    Args:
+      losses: unweighted, by name.
+      gates: each token's distribution over experts.
+      routed: how often (or, in soft routing, how much) each token was sent to each expert.
+      kept: how much of that found a slot.
+      valid: False for padding.
+      kind: a small integer per token by which the counts are split.
+      num_kinds: kinds are in [0, num_kinds).
+    """
+    gates, routed, kept = jax.lax.stop_gradient((gates, routed, kept))
+    mask = valid.astype(jnp.float32)
+    by_kind = jax.nn.one_hot(kind, num_kinds, dtype=jnp.float32) * mask[..., None]
     entropy = -jnp.sum(gates * jnp.log(jnp.maximum(gates, 1e-30)), -1)
     return MoEStats(
         losses=losses,
-        routed=jnp.einsum("gmt,gmke->te", by_kind, expert),
-        kept=jnp.einsum("gmt,gmk,gmke->te", by_kind, kept, expert),
-        entropy=jnp.sum(entropy * weight),
-        tokens=weight.sum(),
+        routed=jnp.einsum("gmt,gme->te", by_kind, routed),
+        kept=jnp.einsum("gmt,gme->te", by_kind, kept),
+        tokens=by_kind.sum((0, 1)),
+        unserved=jnp.einsum("gmt,gm->t", by_kind, (kept.sum(-1) == 0).astype(jnp.float32)),
+        entropy=jnp.sum(entropy * mask),
     )

@@ -14,6 +14,10 @@ from vimoe_jax.parallel import rules
 Initializer = Callable[..., jax.Array]
 
 
+class Buffer(nnx.Variable):
+    """State that is saved with the parameters but that no gradient and no optimizer touches."""
+
+
 def param(rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: rules.Axes) -> nnx.Param:
     """A float32 parameter whose `axes` metadata names each dimension (None: never split)."""
     if len(shape) != len(axes):

@@ -45,6 +45,12 @@ def use_mesh(mesh: Mesh | None) -> Iterator[None]:
         _mesh.reset(token)
 
 
+def active_mesh() -> Mesh | None:
+    """The mesh of `use_mesh`, if it has more than one device."""
+    mesh = _mesh.get()
+    return None if mesh is None or mesh.size == 1 else mesh
+
+
 def spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """The partition of an array with these logical axes.
 
@@ -72,7 +78,7 @@ def sharding(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """Fixes the sharding of an activation by its logical axes; without a mesh, does nothing."""
-    mesh = _mesh.get()
-    if mesh is None or mesh.size == 1:
+    mesh = active_mesh()
+    if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, sharding(axes, x.shape, mesh))

@@ -189,11 +189,7 @@ def load_params(run: Any, step: int | None = None) -> dict[str, jax.Array]:
     directory = run.workdir / "checkpoints"
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder; was this run trained?")
-    where = run.blueprint.shardings(run.mesh)
-    shapes = {
-        name: jax.ShapeDtypeStruct(shape, "float32", sharding=where[name])
-        for name, shape in run.blueprint.shapes().items()
-    }
+    shapes = run.blueprint.abstract(run.mesh)
     checkpoints = Checkpoints(directory, run.config.checkpoint)
     if step is not None and step not in checkpoints.steps():
         have = ", ".join(map(str, checkpoints.steps())) or "none"

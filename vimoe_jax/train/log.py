@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 class MetricWriter:
@@ -25,18 +26,31 @@ class MetricWriter:
         # TensorBoard drops the events of steps that are written again after `purge_step`.
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step or None)
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line; values that are not finite are written as null, which JSON can hold."""
-        clean = {n: v if math.isfinite(v) else None for n, v in metrics.items()}
+    def write(self, step: int, metrics: Mapping[str, float | Sequence[float]]) -> None:
+        """One line; values that are not finite are written as null, which JSON can hold.
+
+        TensorBoard gets a list as one curve an entry, `NAME/0`, `NAME/1`, …
+        """
+        clean = {n: _clean(v) for n, v in metrics.items()}
         self._file.write(json.dumps({"step": step, **clean}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
+            if isinstance(value, Sequence):
+                for i, v in enumerate(value):
+                    self._events.add_scalar(f"{name}/{i}", v, step)
+            else:
+                self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Flushes and closes both."""
         self._file.close()
         self._events.close()
+
+
+def _clean(value: float | Sequence[float]) -> Any:
+    if isinstance(value, Sequence):
+        return [_clean(v) for v in value]
+    return value if math.isfinite(value) else None
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -148,9 +148,8 @@ def _check_same_model(old: Config, new: Config, path: Path) -> None:
 
 # What may change within one run: nothing that decides a parameter's shape or meaning.
 _FREE = (
-    "dtype", "remat", "unroll", "dispatcher", "_weight", "capacity_factor", "group_size",
-    "noise_std",
-    "eval_experts_per_token", "batch_priority",
+    "dtype", "attention", "remat", "unroll", "dispatcher", "_weight", "capacity_factor",
+    "group_size", "noise_std", "eval_experts_per_token", "batch_priority", "renormalize",
 )  # fmt: skip
 
 

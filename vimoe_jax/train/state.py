@@ -21,7 +21,8 @@ class TrainState:
     Attributes:
       step: optimizer steps done.
       params: trainable parameters by dotted path.
-      frozen: the others; no gradient is taken and no moments are kept for them.
+      frozen: the others; no gradient is taken and no moments are kept for them. Router biases are
+        among them: each step moves them by the load it saw.
       opt_state: of the optimizer, over `params`.
     """
 

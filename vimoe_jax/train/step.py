@@ -88,6 +88,8 @@ def make_train_step(
             with jax.named_scope("optimizer"):
                 updates, opt_state = tx.update(grads, state.opt_state, state.params)
                 params = optax.apply_updates(state.params, updates)
+                trained = {part: r for part, r in moe.items() if optim.rate(c.optim, part) > 0}
+                frozen = {**state.frozen, **blueprint.rebalanced(state.frozen, trained)}
         metrics = StepMetrics(
             tokens=tokens,
             text_tokens=(batch["segments"] > 0).sum().astype(jnp.float32),
@@ -96,7 +98,7 @@ def make_train_step(
             learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
             moe=moe,
         )
-        new = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        new = state.replace(step=state.step + 1, params=params, frozen=frozen, opt_state=opt_state)
         return new, metrics
 
     return step

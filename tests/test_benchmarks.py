@@ -1,0 +1,63 @@
+"""The benchmarks run, on shapes for a CPU, and count what they say they count."""
+
+import json
+import math
+
+import pytest
+
+from benchmarks import train_step
+from vimoe_jax.model.blueprint import Blueprint
+
+B, P, S = 2, 16, 6  # rows, patches, text tokens
+
+
+@pytest.mark.parametrize("model", ["dense", "moe"])
+def test_train_step_prints_sensible_numbers(monkeypatch, capsys, tmp_path, model):
+    # In this process: starting another one takes longer than all the rest.
+    monkeypatch.setattr(train_step, "measure_apart", lambda v, timeout: train_step.measure(v))
+    monkeypatch.setattr(train_step, "ROUND", 1)
+    out = tmp_path / "records.json"
+    sizes = [f"--batch={B}", f"--text={S}", "--steps=1"]
+    train_step.main(["--tiny", "--model", model, *sizes, f"--out={out}"])
+    (record,) = json.loads(out.read_text())
+    assert record["tokens_per_s"] == pytest.approx(1e3 * B * (P + S) / record["ms"])
+    assert 0 < record["mfu"] < 1
+    assert record["argument_gib"] * 2**30 > 12 * record["params"]  # weights and two moments
+    assert all(abs(loss - math.log(128)) < 1 for loss in record["loss"])
+    if model == "moe":
+        assert 0 <= record["drop"] < 0.5
+        assert record["active_params"] < record["params"]
+    head, line, summary = capsys.readouterr().out.splitlines()
+    assert "tokens/s" in head and "MFU" in head
+    assert line.startswith(record["name"]) and f"{record['ms']:.1f}" in line
+    assert "model TFLOP a step" in summary
+
+
+@pytest.mark.parametrize("model", ["dense", "moe"])
+def test_model_flops_are_those_counted_by_hand(model):
+    variant = train_step.Variant(model, tiny=True, batch=B, text=S)
+    c = train_step.configuration(variant)
+    blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
+    d, n = 32, 16  # width, head width; 4 query heads, 2 of keys and values
+    mlp, attention = 3 * d * 64, d * n * (4 + 2 + 2 + 4)
+    layers = 4 * (attention + mlp)
+    if model == "moe":  # two of four layers: two experts for one MLP, and a router
+        layers += 2 * (mlp + 8 * d)
+    tower = 8 * 8 * 3 * 48 + 2 * (4 * 48 * 48 + 2 * 48 * 96)
+    connector = 48 * d + d * d
+    products = P * (tower + connector) + (P + S) * layers + S * 128 * d
+    scores = P**2 * 2 * 48 + (P + S) ** 2 * 4 * 4 * n / 2
+    assert train_step.model_flops(c, blueprint) == B * (6 * products + 12 * scores)
+
+
+def test_variants_have_names_of_their_own():
+    variants = [
+        train_step.Variant(),
+        train_step.Variant("moe"),
+        train_step.Variant("moe", capacity=2),
+        train_step.Variant("moe", "dropless"),
+        train_step.Variant(remat="full"),
+        train_step.Variant(unroll=4),
+        train_step.Variant(overrides=(("model.decoder.moe.group_size", "512"),)),
+    ]
+    assert len({v.name() for v in variants}) == len(variants)

@@ -1,0 +1,489 @@
+"""Grouped matrix products on Hopper GPUs (sm_90a), in Pallas' Mosaic GPU dialect.
+
+Rows come sorted by expert, each expert's rows padded to whole tiles of `ROWS`. So every row tile
+belongs to one expert, named by a table, and the inner loops know nothing of ragged edges:
+
+* `rows`: `out[tile] = lhs[tile] @ rhs[expert of tile]`, for the forward pass and the inputs'
+  gradient;
+* `gated`: the same with two right sides and SwiGLU in the epilogue, which saves reading the two
+  results back from memory;
+* `weights`: `out[e] = lhs[rows of e]ᵀ @ rhs[rows of e]`, for the weights' gradient; zero for an
+  expert without rows.
+
+One CTA per multiprocessor takes output tiles in turn. One of its warpgroups only copies tiles into
+shared memory (TMA), across the boundary between output tiles, while two others multiply (wgmma,
+float32 accumulators). An order of output tiles that stays within a few row tiles keeps the weights
+of an expert in the L2 cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array, Float, Int
+
+ROWS = 128  # of a row tile; every expert's rows are padded to a multiple
+_EPILOGUE = 64  # rows and columns written back at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """How a product is cut up.
+
+    Attributes:
+      columns: of an output tile.
+      inner: length of the contraction taken in one step.
+      stages: steps whose operands are in shared memory at once.
+      width: row tiles that are worked on together before the next ones.
+    """
+
+    columns: int = 256
+    inner: int = 64
+    stages: int = 4
+    width: int = 8
+
+
+def supported() -> bool:
+    """Whether the default device is a Hopper GPU."""
+    device = jax.devices()[0]
+    return device.platform == "gpu" and str(getattr(device, "compute_capability", "")) == "9.0"
+
+
+def _multiprocessors() -> int:
+    return getattr(jax.devices()[0], "core_count", None) or 132
+
+
+def _transforms(columns: int, dtype: jnp.dtype) -> tuple:
+    """The swizzled layout that TMA writes and wgmma reads, for blocks of that many columns."""
+    itemsize = jnp.dtype(dtype).itemsize
+    swizzle = plgpu.find_swizzle(columns * itemsize * 8)
+    return plgpu.TilingTransform((8, swizzle // itemsize)), plgpu.SwizzleTransform(swizzle)
+
+
+def _block(rows: int, columns: int, index_map, dtype: jnp.dtype) -> plgpu.BlockSpec:
+    return plgpu.BlockSpec((rows, columns), index_map, transforms=_transforms(columns, dtype))
+
+
+def _place(number: jax.Array, tiles: jax.Array, across: int, width: int):
+    """Output tile's number -> (row tile, column tile): `width` row tiles side by side at a time."""
+    chunk = lax.div(number, width * across)
+    inside = lax.rem(number, width * across)
+    high = jnp.minimum(width, tiles - chunk * width)
+    return chunk * width + lax.rem(inside, high), lax.div(inside, high)
+
+
+def _for_each(total: jax.Array | int, f, allocations: dict, *, chained: bool) -> None:
+    """Runs `f(output tile, turn, allocations)` for every output tile that falls to this CTA."""
+    sm, count = lax.axis_index("sm"), lax.axis_size("sm")
+    turns = lax.div(total - sm + count - 1, jnp.int32(count))
+
+    def step(turn, _):
+        f(sm + turn * count, turn, allocations)
+
+    lax.fori_loop(0, turns, step, None)
+    if chained:
+        # Each output tile left its last stages to the next one to wait for; the last has no next.
+        @pl.when((lax.axis_index("wg") == 2) & (turns > 0))
+        def _():
+            for barrier in allocations["flat_consumed_barrier_refs"]:
+                for slot in range(barrier.shape[0]):
+                    plgpu.barrier_wait(barrier.at[slot])
+
+
+def _write(values: jax.Array, out, smem, row: jax.Array, column: jax.Array) -> None:
+    """Registers to device memory, block by block through two buffers in turn.
+
+    Args:
+      values: in registers.
+      out: the whole output.
+      smem: (2, _EPILOGUE, _EPILOGUE) of this warpgroup.
+      row: where the values' first row goes.
+      column: where their first column goes.
+    """
+    size, slot = _EPILOGUE, 0
+    for i in range(0, values.shape[0], size):
+        for j in range(0, values.shape[1], size):
+            plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+            smem[slot] = values[i : i + size, j : j + size].astype(smem.dtype)
+            plgpu.commit_smem()
+            target = out.at[pl.ds(row + i, size), pl.ds(column + j, size)]
+            plgpu.copy_smem_to_gmem(smem.at[slot], target)
+            slot = 1 - slot
+
+
+def _pipeline(specs, steps, stages: int, *, multiply=None, finish=None, state=None):
+    """A pipeline over the contraction; without `multiply`, good for its allocations only."""
+
+    def nothing(*_, **__):
+        return None
+
+    return plgpu.emit_pipeline_warp_specialized(
+        multiply or nothing,
+        grid=(steps,),
+        memory_registers=40,
+        in_specs=specs,
+        wg_axis="wg",
+        num_compute_wgs=2,
+        max_concurrent_steps=stages,
+        pipeline_state=state,
+        compute_context=finish or nothing,
+    )
+
+
+def _state(turn: jax.Array) -> jax.Array:
+    """The first output tile of a CTA fills the pipeline; later ones find it filled."""
+    start, steady = plgpu.PipelinePipeline.START, plgpu.PipelinePipeline.STEADY
+    return jnp.where(turn == 0, jnp.int32(start), jnp.int32(steady))
+
+
+def _sigmoid(x: jax.Array) -> jax.Array:
+    return 1 / (1 + jnp.exp(-x))
+
+
+def _kernel(name: str, body, out_type, **scratch):
+    """A persistent kernel: one CTA a multiprocessor, two warpgroups multiply and one copies.
+
+    Without other `scratch`, `smem` holds two blocks a warpgroup for `_write`.
+    """
+    dtype, size = jax.tree.leaves(out_type)[0].dtype, _EPILOGUE
+    body.__name__ = f"moe_{name}"  # what profiles show
+    if not scratch:
+        blocks = plgpu.SMEM((2, 2, size, size), dtype, transforms=_transforms(size, dtype))
+        scratch = dict(smem=blocks)
+    return plgpu.kernel(
+        body,
+        out_type=out_type,
+        grid=(_multiprocessors(),),
+        grid_names=("sm",),
+        num_threads=3,
+        thread_name="wg",
+        compiler_params=plgpu.CompilerParams(
+            lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
+        ),
+        scratch_types=scratch,
+    )
+
+
+def rows(
+    lhs: Float[Array, "R D"],
+    rhs: Float[Array, "E D F"],
+    expert: Int[Array, "tiles"],
+    tiles: Int[Array, "1"],
+    *,
+    transposed: bool = False,
+    cut: Tiles = Tiles(),
+) -> Float[Array, "R F"]:
+    """`out[tile] = lhs[tile] @ rhs[expert[tile]]` for the first `tiles[0]` row tiles.
+
+    Args:
+      lhs: bfloat16 or float16 rows, R a multiple of `ROWS`.
+      rhs: a matrix an expert; (E, F, D) if `transposed`.
+      expert: of each row tile.
+      tiles: number of row tiles in use; what lies behind them is left unwritten.
+      transposed: multiply with each matrix's transpose.
+      cut: sizes of tiles.
+    """
+    dtype = lhs.dtype
+    columns = rhs.shape[1] if transposed else rhs.shape[2]
+    half = cut.columns // 2
+    across, steps = columns // cut.columns, lhs.shape[1] // cut.inner
+    chained = steps % cut.stages == 0
+
+    def body(expert_ref, tiles_ref, lhs_ref, rhs_ref, out_ref, smem):
+        wg, used = lax.axis_index("wg"), tiles_ref[0]
+
+        def specs(m, n):
+            if transposed:
+                right = _block(cut.columns, cut.inner, lambda k: (n, k), dtype)
+            else:
+                right = _block(cut.inner, cut.columns, lambda k: (k, n), dtype)
+            return [_block(ROWS, cut.inner, lambda k: (m, k), dtype), right]
+
+        def multiply(_, left, right, acc):
+            mine = pl.ds(wg * half, half)
+            right = right.at[mine].transpose((1, 0)) if transposed else right.at[:, mine]
+            plgpu.wgmma(acc, left, right)
+            plgpu.wgmma_wait(0)
+            return acc
+
+        def output_tile(number, turn, allocations):
+            m, n = _place(number, used, across, cut.width)
+
+            def finish(run):
+                @functools.partial(pl.run_scoped, acc=plgpu.ACC((ROWS, half), jnp.float32))
+                def _(acc):
+                    run(acc)
+                    column = n * cut.columns + wg * half
+                    _write(acc[...], out_ref, smem.at[wg], m * ROWS, column)
+
+            state = _state(turn) if chained else None
+            run = _pipeline(
+                specs(m, n), steps, cut.stages, multiply=multiply, finish=finish, state=state
+            )
+            run(lhs_ref, rhs_ref.at[expert_ref[m]], allocations=allocations)
+
+        zero = jnp.int32(0)
+        outline = _pipeline(specs(zero, zero), steps, cut.stages)
+        pl.run_scoped(
+            lambda a: _for_each(used * across, output_tile, a, chained=chained),
+            a=outline.get_allocations(lhs_ref, rhs_ref.at[0]),
+            collective_axes="wg",
+        )
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    out_type = jax.ShapeDtypeStruct((lhs.shape[0], columns), dtype)
+    name = "rows_transposed" if transposed else "rows"
+    return _kernel(name, body, out_type)(expert, tiles, lhs, rhs)
+
+
+def gated(
+    lhs: Float[Array, "R D"],
+    rhs: Float[Array, "E D 2 F"],
+    expert: Int[Array, "tiles"],
+    tiles: Int[Array, "1"],
+    *,
+    cut: Tiles = Tiles(),
+) -> tuple[Float[Array, "R FF"], Float[Array, "R F"]]:
+    """Gate and up projections and `silu(gate) * up`, in one pass over the rows.
+
+    Arguments as in `rows`; an output tile has `cut.columns // 2` columns of each.
+
+    Returns:
+      gate and up side by side, (R, 2·F), for the backward pass; silu(gate)·up, (R, F).
+    """
+    dtype = lhs.dtype
+    num_experts, inner, _, columns = rhs.shape
+    half, mine = cut.columns // 2, ROWS // 2
+    across, steps = columns // half, inner // cut.inner
+    chained = steps % cut.stages == 0
+
+    def body(expert_ref, tiles_ref, lhs_ref, rhs_ref, both_ref, out_ref, smem):
+        wg, used = lax.axis_index("wg"), tiles_ref[0]
+
+        def specs(m, n):
+            return [
+                _block(ROWS, cut.inner, lambda k: (m, k), dtype),
+                _block(cut.inner, half, lambda k: (k, n), dtype),
+                _block(cut.inner, half, lambda k: (k, n + across), dtype),
+            ]
+
+        def multiply(_, left, right_gate, right_up, acc):
+            left = left.at[pl.ds(wg * mine, mine)]
+            plgpu.wgmma(acc[0], left, right_gate)
+            plgpu.wgmma(acc[1], left, right_up)
+            plgpu.wgmma_wait(0)
+            return acc
+
+        def output_tile(number, turn, allocations):
+            m, n = _place(number, used, across, cut.width)
+
+            def finish(run):
+                acc = plgpu.ACC((mine, half), jnp.float32)
+
+                @functools.partial(pl.run_scoped, gate=acc, up=acc)
+                def _(gate, up):
+                    run((gate, up))
+                    gate, up = gate[...], up[...]
+                    row, column = m * ROWS + wg * mine, n * half
+                    _write(gate, both_ref, smem.at[wg], row, column)
+                    _write(up, both_ref, smem.at[wg], row, columns + column)
+                    _write(gate * _sigmoid(gate) * up, out_ref, smem.at[wg], row, column)
+
+            state = _state(turn) if chained else None
+            run = _pipeline(
+                specs(m, n), steps, cut.stages, multiply=multiply, finish=finish, state=state
+            )
+            right = rhs_ref.at[expert_ref[m]]
+            run(lhs_ref, right, right, allocations=allocations)
+
+        zero = jnp.int32(0)
+        outline = _pipeline(specs(zero, zero), steps, cut.stages)
+        pl.run_scoped(
+            lambda a: _for_each(used * across, output_tile, a, chained=chained),
+            a=outline.get_allocations(lhs_ref, rhs_ref.at[0], rhs_ref.at[0]),
+            collective_axes="wg",
+        )
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    both = jax.ShapeDtypeStruct((lhs.shape[0], 2 * columns), dtype)
+    out = jax.ShapeDtypeStruct((lhs.shape[0], columns), dtype)
+    flat = rhs.reshape(num_experts, inner, 2 * columns)
+    return _kernel("gated", body, (both, out))(expert, tiles, lhs, flat)
+
+
+def gated_backward(
+    d_out: Float[Array, "R D"],
+    rhs: Float[Array, "E F D"],
+    both: Float[Array, "R FF"],
+    expert: Int[Array, "tiles"],
+    tiles: Int[Array, "1"],
+    *,
+    cut: Tiles = Tiles(stages=2),
+) -> Float[Array, "R FF"]:
+    """Gradients of gate and up from that of `silu(gate)·up @ rhs`.
+
+    The product `d_out @ rhsᵀ` stays in registers; gate and up are fetched while it is computed, and
+    overwritten in shared memory by their gradients.
+
+    Args:
+      d_out: gradient of the experts' outputs.
+      rhs: the output projections.
+      both: gate and up from `gated`.
+      expert: of each row tile.
+      tiles: number of row tiles in use.
+      cut: sizes of tiles; two stages leave room for gate and up.
+    """
+    dtype, columns = d_out.dtype, rhs.shape[1]
+    half = cut.columns // 2
+    across, steps = columns // cut.columns, d_out.shape[1] // cut.inner
+    chained = steps % cut.stages == 0
+    size = _EPILOGUE
+    blocks = [(i, j) for i in range(ROWS // size) for j in range(half // size)]
+
+    def body(expert_ref, tiles_ref, d_out_ref, rhs_ref, both_ref, d_both_ref, smem, loaded):
+        wg, used = lax.axis_index("wg"), tiles_ref[0]
+
+        def specs(m, n):
+            return [
+                _block(ROWS, cut.inner, lambda k: (m, k), dtype),
+                _block(cut.columns, cut.inner, lambda k: (n, k), dtype),
+            ]
+
+        def output_tile(number, turn, allocations):
+            m, n = _place(number, used, across, cut.width)
+
+            def part(ref, which, i, j):
+                column = which * columns + n * cut.columns + wg * half + j * size
+                return ref.at[pl.ds(m * ROWS + i * size, size), pl.ds(column, size)]
+
+            def multiply(index, left, right, acc):
+                # Half-way, the last tile's results have left shared memory.
+                @pl.when(index[0] == steps // 2)
+                def _():
+                    plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                    for b, (i, j) in enumerate(blocks):
+                        for which in range(2):
+                            source = part(both_ref, which, i, j)
+                            plgpu.copy_gmem_to_smem(source, smem.at[wg, b, which], loaded.at[wg])
+
+                plgpu.wgmma(acc, left, right.at[pl.ds(wg * half, half)].transpose((1, 0)))
+                plgpu.wgmma_wait(0)
+                return acc
+
+            def finish(run):
+                @functools.partial(pl.run_scoped, acc=plgpu.ACC((ROWS, half), jnp.float32))
+                def _(acc):
+                    run(acc)
+                    d_hidden = acc[...]
+                    plgpu.barrier_wait(loaded.at[wg])
+                    for b, (i, j) in enumerate(blocks):
+                        rows, cols = (
+                            slice(i * size, (i + 1) * size),
+                            slice(j * size, (j + 1) * size),
+                        )
+                        d = d_hidden[rows, cols]
+                        gate = smem[wg, b, 0].astype(jnp.float32)
+                        up = smem[wg, b, 1].astype(jnp.float32)
+                        share = _sigmoid(gate)
+                        silu = gate * share
+                        smem[wg, b, 0] = (d * up * (share + silu * (1 - share))).astype(dtype)
+                        smem[wg, b, 1] = (d * silu).astype(dtype)
+                        plgpu.commit_smem()
+                        for which in range(2):
+                            plgpu.copy_smem_to_gmem(
+                                smem.at[wg, b, which], part(d_both_ref, which, i, j)
+                            )
+
+            state = _state(turn) if chained else None
+            run = _pipeline(
+                specs(m, n), steps, cut.stages, multiply=multiply, finish=finish, state=state
+            )
+            run(d_out_ref, rhs_ref.at[expert_ref[m]], allocations=allocations)
+
+        zero = jnp.int32(0)
+        outline = _pipeline(specs(zero, zero), steps, cut.stages)
+        pl.run_scoped(
+            lambda a: _for_each(used * across, output_tile, a, chained=chained),
+            a=outline.get_allocations(d_out_ref, rhs_ref.at[0]),
+            collective_axes="wg",
+        )
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    out_type = jax.ShapeDtypeStruct(both.shape, dtype)
+    scratch = dict(
+        smem=plgpu.SMEM(
+            (2, len(blocks), 2, size, size), dtype, transforms=_transforms(size, dtype)
+        ),
+        loaded=plgpu.Barrier(num_arrivals=2 * len(blocks), num_barriers=2),
+    )
+    return _kernel("gated_backward", body, out_type, **scratch)(expert, tiles, d_out, rhs, both)
+
+
+def weights(
+    lhs: Float[Array, "R D"],
+    rhs: Float[Array, "R F"],
+    sizes: Int[Array, "E"],
+    *,
+    cut: Tiles = Tiles(),
+) -> Float[Array, "E D F"]:
+    """`out[e] = lhs[rows of e]ᵀ @ rhs[rows of e]`; zeros for an expert without rows.
+
+    Args:
+      lhs: bfloat16 or float16 rows; padding rows must be finite, and zero here or in `rhs`.
+      rhs: as many rows.
+      sizes: rows of each expert, padding included: multiples of `ROWS`.
+      cut: sizes of tiles; `inner` counts rows.
+    """
+    dtype, num_experts = lhs.dtype, sizes.shape[0]
+    half = cut.columns // 2
+    down, across = lhs.shape[1] // ROWS, rhs.shape[1] // cut.columns
+    starts = jnp.cumsum(sizes) - sizes
+
+    def body(starts_ref, sizes_ref, lhs_ref, rhs_ref, out_ref, smem):
+        wg = lax.axis_index("wg")
+
+        def specs(first, m, n):
+            return [
+                _block(cut.inner, ROWS, lambda k: (first + k, m), dtype),
+                _block(cut.inner, cut.columns, lambda k: (first + k, n), dtype),
+            ]
+
+        def multiply(_, left, right, acc):
+            plgpu.wgmma(acc, left.transpose((1, 0)), right.at[:, pl.ds(wg * half, half)])
+            plgpu.wgmma_wait(0)
+            return acc
+
+        def output_tile(number, _, allocations):
+            e = lax.div(number, jnp.int32(down * across))
+            m, n = _place(lax.rem(number, jnp.int32(down * across)), down, across, cut.width)
+
+            def finish(run):
+                @functools.partial(pl.run_scoped, acc=plgpu.ACC((ROWS, half), jnp.float32))
+                def _(acc):
+                    run(acc)
+                    column = n * cut.columns + wg * half
+                    _write(acc[...], out_ref.at[e], smem.at[wg], m * ROWS, column)
+
+            first = lax.div(starts_ref[e], jnp.int32(cut.inner))
+            steps = lax.div(sizes_ref[e], jnp.int32(cut.inner))
+            run = _pipeline(specs(first, m, n), steps, cut.stages, multiply=multiply, finish=finish)
+            run(lhs_ref, rhs_ref, allocations=allocations)
+
+        zero = jnp.int32(0)
+        outline = _pipeline(specs(zero, zero, zero), zero, cut.stages)
+        total = num_experts * down * across
+        pl.run_scoped(
+            lambda a: _for_each(total, output_tile, a, chained=False),
+            a=outline.get_allocations(lhs_ref, rhs_ref),
+            collective_axes="wg",
+        )
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
+    out_type = jax.ShapeDtypeStruct((num_experts, lhs.shape[1], rhs.shape[1]), dtype)
+    return _kernel("weights", body, out_type)(starts, sizes, lhs, rhs)
