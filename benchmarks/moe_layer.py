@@ -171,7 +171,7 @@ def profile(v: Variant, calls: int = 5) -> None:
                     for event in line.events:
                         total[event.name] = total.get(event.name, 0) + event.duration_ns
     print(f"\n{v.name}: {sum(total.values()) / calls / 1e6:.3f} ms on the device")
-    for name, ns in sorted(total.items(), key=lambda item: -item[1])[:30]:
+    for name, ns in sorted(total.items(), key=lambda item: -item[1])[:45]:
         print(f"  {ns / calls / 1e6:7.3f} ms  {name[:110]}")
 
 
@@ -202,6 +202,11 @@ def decode(args: argparse.Namespace, dtype: jnp.dtype) -> list[dict]:
     used = len(np.unique(np.asarray(chosen)))
     size = used * 3 * shape["width"] * shape["hidden"] * jnp.dtype(dtype).itemsize
     source = jax.random.normal(jax.random.key(4), (layers * size // 8,), jnp.float32)
+    if "decode" in args.profile.split(";"):
+        v = Variant.__new__(Variant)
+        v.name, v.args, v.compiled = "decode", (many, x), jax.jit(stack)
+        jax.block_until_ready(v.compiled(*v.args))
+        profile(v)
     seconds = _seconds(jax.jit(stack), many, x) / layers
     copy = _seconds(jax.jit(lambda a: a + 1), source)
     rate = 2 * source.nbytes / copy

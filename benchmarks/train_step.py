@@ -318,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help="gather, einsum or dropless; each is a variant")  # fmt: skip
     parser.add_argument("--capacity", nargs="+", type=float, default=[default.capacity],
                         help="capacity factors; each is a variant")  # fmt: skip
-    parser.add_argument("--remat", choices=["none", "full"], default=default.remat)
+    parser.add_argument("--remat", choices=["none", "dots", "full"], default=default.remat)
     parser.add_argument("--unroll", type=int, default=default.unroll)
     parser.add_argument("--steps", type=int, default=default.steps, help="timed, at least")
     parser.add_argument("--batch", type=int, default=default.batch)

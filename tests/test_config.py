@@ -35,6 +35,15 @@ def test_every_config_loads_and_fits_a_screen(path):
         ("model.decoder.head_dim", "7", "must be even"),
         ("model.image_size", "60", "no multiple of model.patch_size"),
         ("model.dtype", "fp32", "did you mean 'float32'?"),
+        (
+            "model.decoder.moe.router",
+            "expert_choice",
+            "config.model.decoder.moe.router: 'expert_choice' decides about a token by the tokens "
+            "after it, which the causal decoder may not see; use it in the tower or the connector",
+        ),
+        ("model.decoder.moe.router", "soft", "config.model.decoder.moe.router: 'soft' decides"),
+        ("model.decoder.moe.router", "topk", "did you mean 'top_k'?"),
+        ("model.decoder.moe.granularity", "7", "granularity: 7 does not divide the hidden width"),
         ("model.decoder.moe.placement", "evry_2", "config.model.decoder.moe.placement: must be"),
         ("train.accumulate", "3", "does not divide"),
         ("data.dataset", "jsonl", "data.source"),

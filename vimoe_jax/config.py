@@ -76,8 +76,8 @@ class Model:
     )
     remat: str = field(
         "none",
-        "What the backward pass computes again: nothing, or each layer.",
-        one_of("none", "full"),
+        "What the backward pass computes again: nothing, all but matrix products, or each layer.",
+        one_of("none", "dots", "full"),
     )
     unroll: int = field(
         1,

@@ -12,6 +12,7 @@ from vimoe_jax import config as config_lib
 from vimoe_jax.evaluate.decode import make_greedy
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions
+from vimoe_jax.moe.routing import hash_table
 from vimoe_jax.parallel.mesh import make_mesh
 
 VOCAB, PATCHES = 64, 4
@@ -45,6 +46,19 @@ CONFIGS = {
         connector={"moe": dataclasses.replace(MOE, placement="all")},
         decoder={"moe": dataclasses.replace(MOE, placement=(0, 3))},
     ),
+    "routers": small(
+        vision={"moe": dataclasses.replace(MOE, router="soft", soft_slots=3, placement="last_1")},
+        connector={
+            "moe": dataclasses.replace(
+                MOE, router="expert_choice", eval_capacity_factor=100.0, placement="all"
+            )
+        },
+        decoder={"moe": dataclasses.replace(MOE, router="hash", shared_experts=1, placement=(1,))},
+    ),
+    "balanced": small(
+        decoder={"moe": dataclasses.replace(MOE, bias_rate=0.01, granularity=2, shared_experts=1)}
+    ),
+    "dropless": small(decoder={"moe": dataclasses.replace(MOE, dispatcher="dropless")}),
 }
 
 
@@ -73,13 +87,19 @@ def rows(lengths, seed=0, total=12):
 def random_params(blueprint, seed=1):
     """Drawn by numpy (no compilation), norms and biases away from 1 and 0 so that each shows."""
     rng = np.random.default_rng(seed)
-    return {
-        n: (0.15 * rng.normal(size=shape) + n.endswith("scale")).astype(np.float32)
-        for n, shape in blueprint.shapes().items()
-    }
+
+    def draw(name, shape):
+        if name.endswith(".table"):  # of a hash router
+            repeats, ids, k = shape
+            return np.stack([hash_table(ids, MOE.num_experts, k, seed=r) for r in range(repeats)])
+        if name.endswith("mlp.bias"):  # of a balanced router
+            return np.zeros(shape, np.float32)
+        return (0.15 * rng.normal(size=shape) + name.endswith("scale")).astype(np.float32)
+
+    return {n: draw(n, shape) for n, shape in blueprint.shapes().items()}
 
 
-@pytest.fixture(scope="module", params=["untied", "moe everywhere"])
+@pytest.fixture(scope="module", params=["untied", "moe everywhere", "routers"])
 def built(request):
     blueprint = Blueprint.create(CONFIGS[request.param], VOCAB)
     return blueprint, random_params(blueprint)
@@ -137,7 +157,9 @@ def test_every_parameter_gets_a_gradient(built):
         out = model(batch, key=jax.random.key(0))
         return jnp.sum(jnp.sin(model.logits(out.hidden))) + out.aux_loss
 
-    grads = jax.jit(jax.grad(loss))(params)
+    buffers = {n: params[n] for n in blueprint.buffers()}
+    learned = {n: p for n, p in params.items() if n not in buffers}
+    grads = jax.jit(jax.grad(lambda p: loss({**p, **buffers})))(learned)
     silent = {n for n, g in grads.items() if not np.abs(g).max() > 0}
     # The tower's last norm is kept for checkpoints only, and a bias on all keys moves no softmax.
     assert {n for n in silent if "post_norm" not in n and "k_bias" not in n} == set()

@@ -37,7 +37,7 @@ def run(c, mesh_sizes=None, devices=1, steps=3, tx=None):
     mesh = make_mesh(mesh_sizes or {}, jax.devices()[:devices])
     blueprint = Blueprint.create(c.model, VOCAB)
     axes = blueprint.axes()
-    trainable = {n for n in axes if optim.rate(c.optim, n) > 0}
+    trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - blueprint.buffers()
     tx = tx or optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)})
     where = state_lib.shardings(blueprint, tx, trainable, mesh)
 
@@ -122,6 +122,9 @@ def test_accumulation_reports_the_mean_auxiliary_loss_and_all_counts():
         ("moe", {"data": 8}),
         ("moe", {"data": 2, "expert": 4}),
         ("moe", {"fsdp": 2, "expert": 2, "tensor": 2}),
+        ("dropless", {"data": 2, "expert": 2, "tensor": 2}),
+        ("balanced", {"data": 2, "fsdp": 2, "expert": 2}),
+        ("routers", {"data": 2, "expert": 2, "tensor": 2}),
         ("dense", {"fsdp": 4, "tensor": 2}),
     ],
     ids=str,
@@ -157,6 +160,43 @@ def test_frozen_parts_stay_and_have_no_moments():
     assert not any("vision." in n for n in names)
     moved = state.params["decoder.norm.scale"] - start["decoder.norm.scale"]
     assert np.abs(moved).max() > 1e-3
+
+
+def test_router_biases_move_toward_the_under_loaded_and_are_no_parameters():
+    c = config("balanced")
+    state, metrics = run(c, steps=3, tx=SGD)
+    (name,) = (n for n in state.frozen if n.endswith("mlp.bias"))
+    report = [m.moe["decoder"][0][1] for m in metrics]
+    expected = np.zeros(state.frozen[name].shape, np.float32)
+    for r in report:
+        load = r.routed.sum(-2)
+        expected += 0.01 * np.sign(load.mean(-1, keepdims=True) - load)
+    np.testing.assert_allclose(state.frozen[name], expected, atol=1e-7)
+    assert np.abs(expected).max() > 0.005
+    assert name not in state.params
+    # Microbatches are one batch: the biases move once a step.
+    parts, _ = run(
+        dataclasses.replace(c, train=dataclasses.replace(c.train, accumulate=2)), steps=3, tx=SGD
+    )
+    moved = np.abs(parts.frozen[name])
+    assert moved.max() <= 0.03 + 1e-7
+
+
+def test_a_frozen_part_keeps_its_router_biases():
+    rates = Optim(learning_rate=1e-2, warmup_steps=0, decoder_rate=0.0)
+    state, _ = run(config("balanced", optim=rates), steps=2)
+    (name,) = (n for n in state.frozen if n.endswith("mlp.bias"))
+    np.testing.assert_array_equal(state.frozen[name], 0)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_rematerialisation_changes_no_number(remat, single):
+    c = config("moe")
+    c = dataclasses.replace(c, model=dataclasses.replace(c.model, remat=remat))
+    state, metrics = run(c, tx=SGD)
+    expected, expected_metrics = single("moe")
+    close([m.tokens for m in metrics], [m.tokens for m in expected_metrics])
+    close(state.params, expected.params)
 
 
 def test_rates_scale_a_parts_steps():

@@ -42,7 +42,7 @@ def make_greedy(
 
     def decode(params: Params, batch: Mapping[str, jax.Array]) -> Int[Array, "B N"]:
         with use_mesh(mesh):
-            model = blueprint.build(params)
+            model = blueprint.build(blueprint.cast(params))
             prompt = model.num_patches + batch["tokens"].shape[1]
             state, seen = _prefill(model, batch, max_new_tokens, eos_id, pad_id)
 

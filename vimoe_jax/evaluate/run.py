@@ -131,7 +131,7 @@ def expert_report(run: Run, params: Params, source: Any, batches: int = 4) -> di
 
     def forward(params: Params, batch: dict[str, jax.Array]) -> Any:
         with use_mesh(run.mesh):
-            return run.blueprint.build(params)(batch).moe
+            return run.blueprint.build(run.blueprint.cast(params))(batch).moe
 
     total = None
     parts = (getattr(run.blueprint.config, part) for part in ("vision", "connector", "decoder"))

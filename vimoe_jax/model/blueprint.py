@@ -62,6 +62,16 @@ class Blueprint:
         ]
         return nnx.merge(self.graph, nnx.from_flat_state(filled))
 
+    def cast(self, params: Params) -> Params:
+        """The layers' matrices in the compute dtype, everything else as it is.
+
+        `build` takes either; casting first reads each master weight once, where layers in a scan
+        would each cast their slice in both passes.
+        """
+        dtype = compute_dtype(self.config.dtype)
+        marked = {n for n, v in self._variables().items() if v.get_metadata().get("cast")}
+        return {n: p.astype(dtype) if n in marked else p for n, p in params.items()}
+
     def axes(self) -> dict[str, rules.Axes]:
         """Logical axes of every parameter."""
         return {name: v.get_metadata("axes") for name, v in self._variables().items()}

@@ -64,8 +64,12 @@ class MLP(nnx.Module):
         self.dtype = dtype
         num_in, _ = ACTIVATIONS[activation]
         zeros = nnx.initializers.zeros
-        self.w_in = param(rngs, fan_in(in_dim), (in_dim, num_in, mlp_dim), ("embed", None, "mlp"))
-        self.w_out = param(rngs, fan_in(mlp_dim, out_scale), (mlp_dim, out_dim), ("mlp", "embed"))
+        self.w_in = param(
+            rngs, fan_in(in_dim), (in_dim, num_in, mlp_dim), ("embed", None, "mlp"), cast=True
+        )
+        self.w_out = param(
+            rngs, fan_in(mlp_dim, out_scale), (mlp_dim, out_dim), ("mlp", "embed"), cast=True
+        )
         if bias:
             self.b_in = param(rngs, zeros, (num_in, mlp_dim), (None, "mlp"))
             self.b_out = param(rngs, zeros, (out_dim,), (None,))
@@ -117,10 +121,12 @@ class Attention(nnx.Module):
         self.dtype, self.implementation = dtype, implementation
         h, kv, n = num_heads, num_kv_heads, head_dim
         zeros = nnx.initializers.zeros
-        self.q = param(rngs, fan_in(dim), (dim, h, n), ("embed", "heads", None))
-        self.k = param(rngs, fan_in(dim), (dim, kv, n), ("embed", "kv_heads", None))
-        self.v = param(rngs, fan_in(dim), (dim, kv, n), ("embed", "kv_heads", None))
-        self.out = param(rngs, fan_in(h * n, out_scale), (h, n, dim), ("heads", None, "embed"))
+        self.q = param(rngs, fan_in(dim), (dim, h, n), ("embed", "heads", None), cast=True)
+        self.k = param(rngs, fan_in(dim), (dim, kv, n), ("embed", "kv_heads", None), cast=True)
+        self.v = param(rngs, fan_in(dim), (dim, kv, n), ("embed", "kv_heads", None), cast=True)
+        self.out = param(
+            rngs, fan_in(h * n, out_scale), (h, n, dim), ("heads", None, "embed"), cast=True
+        )
         self.bias = bias
         if bias:
             self.q_bias = param(rngs, zeros, (h, n), ("heads", None))
@@ -140,6 +146,7 @@ class Attention(nnx.Module):
         rotation: tuple[Float[Array, "B S half"], Float[Array, "B S half"]] | None = None,
         cache: KVCache | None = None,
         offset: Int[Array, ""] | int = 0,
+        causal: bool = False,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         """Attends.
 
@@ -149,6 +156,7 @@ class Attention(nnx.Module):
           rotation: cosine and sine of the rotary angles, from `rotary`.
           cache: keys and values before; the new ones are written at `offset`.
           offset: the same for all rows.
+          causal: says that `mask` lets nobody see later places (fused kernels skip those blocks).
 
         Returns:
           The output, and the cache with the new positions in it (None if none was given).
@@ -167,7 +175,8 @@ class Attention(nnx.Module):
         how = self.implementation
         if how == "auto":
             how = "cudnn" if cache is None and _cudnn_takes(q) else "xla"
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=how)
+        causal = causal and how == "cudnn" and cache is None
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=how)
         out = jnp.einsum("bshn,hnd->bsd", y, self.out[...].astype(self.dtype))
         if self.bias:
             out += self.out_bias[...].astype(self.dtype)

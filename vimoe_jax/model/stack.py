@@ -115,8 +115,9 @@ class Stack(nnx.Module):
                     out_reports.append(r)
                 return x, (out_caches, out_reports)
 
-            if self.remat == "full":
-                body = jax.checkpoint(body, prevent_cse=False)
+            if self.remat != "none":
+                policy = _keeps if self.remat == "dots" else None
+                body = jax.checkpoint(body, prevent_cse=False, policy=policy)
             x, (cache, report) = jax.lax.scan(
                 body, x, (state, cache, keys), length=repeats, unroll=self.unroll
             )
@@ -132,6 +133,19 @@ def in_order(segments: Sequence[Segment], reports: list[list[Any]]) -> list[Any]
         for r in range(repeats):
             layers += [jax.tree.map(lambda a, r=r: a[r], report) for report in segment]
     return layers
+
+
+# Products, attention, kernels ("while": the portable grouped product): what takes long to compute
+# again. All else is cheap to compute and dear to keep, being as large and often float32.
+_COSTLY = (
+    "dot_general", "dot_product_attention_fwd", "pallas_call", "mpmd_map", "custom_vmap_call",
+    "while",
+)  # fmt: skip
+
+
+def _keeps(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether the backward pass finds this primitive's results kept (`remat="dots"`)."""
+    return any(primitive.name.startswith(name) for name in _COSTLY)
 
 
 def _stacked(make: Callable[[nnx.Rngs], nnx.Module], repeats: int, rngs: nnx.Rngs) -> nnx.Module:

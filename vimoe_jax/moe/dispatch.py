@@ -248,17 +248,29 @@ def through_experts(
 
 def _dropless(assignment, experts, x, num_experts, capacity, mesh):
     """Dropless dispatch; on a mesh, every device sends its own groups through all experts."""
-
-    def local(experts: Experts, assignment: Assignment, x: jax.Array) -> jax.Array:
-        tokens = DroplessDispatcher.create(assignment, num_experts, capacity, experts.dtype)
-        return tokens.run(experts, x)
-
-    if mesh is None:
-        return local(experts, assignment, x)
     graph, state = nnx.split(experts)
+
+    def sorted_rows(state, assignment: Assignment, x: jax.Array) -> jax.Array:
+        tokens = DroplessDispatcher.create(assignment, num_experts, capacity, experts.dtype)
+        return tokens.run(nnx.merge(graph, state), x)
+
+    @jax.custom_vjp
+    def local(state, assignment: Assignment, x: jax.Array) -> jax.Array:
+        weight = jnp.where(assignment.slot < capacity, assignment.weight, 0)
+        one_hot = jax.nn.one_hot(assignment.expert, num_experts, dtype=weight.dtype)
+        each = jnp.einsum("gmk,gmke->gme", weight, one_hot).reshape(-1, num_experts)
+        y = nnx.merge(graph, state).few(x.reshape(-1, x.shape[-1]), each)
+        if y is None:
+            return sorted_rows(state, assignment, x)
+        return y.reshape(*x.shape[:2], -1)
+
+    # Under differentiation, the way for few tokens is not taken.
+    local.defvjp(lambda *args: jax.vjp(sorted_rows, *args), lambda vjp, d_y: vjp(d_y))
+    if mesh is None:
+        return local(state, assignment, x)
     groups = spec(("group", None, None), x.shape, mesh)
     return jax.shard_map(
-        lambda state, assignment, x: local(nnx.merge(graph, state), assignment, x),
+        local,
         mesh=mesh,
         in_specs=(PartitionSpec(), groups, groups),
         out_specs=groups,

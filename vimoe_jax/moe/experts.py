@@ -49,8 +49,12 @@ class Experts(nnx.Module):
         num_in, _ = ACTIVATIONS[activation]
         e, d, f = num_experts, in_dim, mlp_dim
         zeros = nnx.initializers.zeros
-        self.w_in = param(rngs, fan_in(d), (e, d, num_in, f), ("experts", "embed", None, "mlp"))
-        self.w_out = param(rngs, fan_in(f, out_scale), (e, f, out_dim), ("experts", "mlp", "embed"))
+        self.w_in = param(
+            rngs, fan_in(d), (e, d, num_in, f), ("experts", "embed", None, "mlp"), cast=True
+        )
+        self.w_out = param(
+            rngs, fan_in(f, out_scale), (e, f, out_dim), ("experts", "mlp", "embed"), cast=True
+        )
         if bias:
             self.b_in = param(rngs, zeros, (e, num_in, f), ("experts", None, "mlp"))
             self.b_out = param(rngs, zeros, (e, out_dim), ("experts", None))
@@ -74,6 +78,16 @@ class Experts(nnx.Module):
         if self.b_out is not None:
             out += self.b_out[...].astype(self.dtype)[None, :, None]
         return out
+
+    @jax.named_scope("experts")
+    def few(
+        self, x: Float[Array, "T D"], weight: Float[Array, "T E"]
+    ) -> Float[Array, "T O"] | None:
+        """The weighted sum over experts for a few tokens; None where no kernel is made for it."""
+        if self.activation != "swiglu" or self.b_in is not None:
+            return None
+        w_in, w_out = self.w_in[...].astype(self.dtype), self.w_out[...].astype(self.dtype)
+        return grouped.few_rows(x.astype(self.dtype), w_in, w_out, weight)
 
     @jax.named_scope("experts")
     def rows(self, x: Float[Array, "R D"], segments: grouped.Segments) -> Float[Array, "R O"]:

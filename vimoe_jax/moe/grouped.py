@@ -181,6 +181,42 @@ def _fused_swiglu_bwd(saved, d_out):
 _fused_swiglu.defvjp(_fused_swiglu_fwd, _fused_swiglu_bwd)
 
 
+def few_rows(
+    x: Float[Array, "T D"],
+    w_in: Float[Array, "E D 2 F"],
+    w_out: Float[Array, "E F O"],
+    weight: Float[Array, "T E"],
+) -> Float[Array, "T O"] | None:
+    """`Σ_e weight[t, e] · swiglu_e(x[t])` for few tokens, or None where there is no kernel for it.
+
+    While decoding, time goes into reading weights: a row tile takes as long with one row as with
+    all. So every expert that anyone chose gets all the tokens; none is sorted, moved or counted.
+    Not differentiable.
+    """
+    num_experts, inner, _, hidden = w_in.shape
+    if x.shape[0] > 128 or _fits(backend(x.dtype), inner, hidden, w_out.shape[2]) != "hopper":
+        return None
+    from vimoe_jax.moe import hopper, tiles
+
+    met = (weight != 0).any(0)
+    # The experts that were chosen first; a sum over E² comparisons, which needs no second pass.
+    before = jnp.sum(met[:, None] & jnp.triu(jnp.ones((num_experts,) * 2, bool), 1), 0)
+    place = jnp.arange(num_experts)
+    here = met & (before == place[:, None])  # (tile, expert)
+    expert = jnp.sum(here * place, -1, dtype=jnp.int32)
+    used = met.sum(dtype=jnp.int32)[None]
+    rows = jnp.pad(x, ((0, hopper.ROWS - x.shape[0]), (0, 0)))
+    cut = tiles.candidates("gated", rows.shape, w_in.shape)[0]
+    _, h = hopper.gated(rows, w_in, expert, used, shared=True, cut=cut)
+    cut = tiles.candidates("rows", h.shape, w_out.shape)[0]
+    out = hopper.rows(h, w_out, expert, used, cut=cut)
+    out = out.reshape(num_experts, hopper.ROWS, -1)[:, : x.shape[0]]
+    share = jnp.sum(weight[:, None] * here, -1).T[..., None]  # (tile, T, 1)
+    # Tiles behind the last are unwritten: they are left out, not multiplied by zero.
+    y = jnp.sum(jnp.where((place < used)[:, None, None], out, 0).astype(jnp.float32) * share, 0)
+    return y.astype(x.dtype)
+
+
 # --- the two products it is made of ------------------------------------------------------------
 
 

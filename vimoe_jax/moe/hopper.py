@@ -248,11 +248,14 @@ def gated(
     expert: Int[Array, "tiles"],
     tiles: Int[Array, "1"],
     *,
+    shared: bool = False,
     cut: Tiles = Tiles(),
 ) -> tuple[Float[Array, "R FF"], Float[Array, "R F"]]:
     """Gate and up projections and `silu(gate) * up`, in one pass over the rows.
 
-    Arguments as in `rows`; an output tile has `cut.columns // 2` columns of each.
+    Arguments as in `rows`; an output tile has `cut.columns // 2` columns of each. With `shared`,
+    `lhs` is one row tile that every expert gets, and R is as long as `expert` has tiles; only
+    silu(gate)·up is written then.
 
     Returns:
       gate and up side by side, (R, 2·F), for the backward pass; silu(gate)·up, (R, F).
@@ -268,7 +271,7 @@ def gated(
 
         def specs(m, n):
             return [
-                _block(ROWS, cut.inner, lambda k: (m, k), dtype),
+                _block(ROWS, cut.inner, lambda k: (0 if shared else m, k), dtype),
                 _block(cut.inner, half, lambda k: (k, n), dtype),
                 _block(cut.inner, half, lambda k: (k, n + across), dtype),
             ]
@@ -291,8 +294,9 @@ def gated(
                     run((gate, up))
                     gate, up = gate[...], up[...]
                     row, column = m * ROWS + wg * mine, n * half
-                    _write(gate, both_ref, smem.at[wg], row, column)
-                    _write(up, both_ref, smem.at[wg], row, columns + column)
+                    if not shared:
+                        _write(gate, both_ref, smem.at[wg], row, column)
+                        _write(up, both_ref, smem.at[wg], row, columns + column)
                     _write(gate * _sigmoid(gate) * up, out_ref, smem.at[wg], row, column)
 
             state = _state(turn) if chained else None
@@ -311,8 +315,9 @@ def gated(
         )
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-    both = jax.ShapeDtypeStruct((lhs.shape[0], 2 * columns), dtype)
-    out = jax.ShapeDtypeStruct((lhs.shape[0], columns), dtype)
+    num_rows = expert.shape[0] * ROWS
+    both = jax.ShapeDtypeStruct((ROWS if shared else num_rows, 2 * columns), dtype)
+    out = jax.ShapeDtypeStruct((num_rows, columns), dtype)
     flat = rhs.reshape(num_experts, inner, 2 * columns)
     return _kernel("gated", body, (both, out))(expert, tiles, lhs, flat)
 

@@ -98,26 +98,26 @@ def _time(kernel, cut: Tiles, left, right, dtype, num_experts) -> float:
     tiles = left[0] // ROWS
     expert = jnp.asarray(np.arange(tiles) * experts // tiles, jnp.int32)
     used = jnp.array([tiles], jnp.int32)
+    args = (a, b, expert, used)
     if kernel == "weights":
         sizes = jnp.asarray(np.bincount(np.asarray(expert), minlength=experts) * ROWS, jnp.int32)
-        call = functools.partial(hopper.weights, a, b, sizes, cut=cut)
+        f, args = hopper.weights, (a, b, sizes)
     elif kernel == "gated":
-        call = functools.partial(hopper.gated, a, b, expert, used, cut=cut)
+        f = hopper.gated
     elif kernel == "gated_backward":
         both = jax.random.normal(keys[2], (left[0], 2 * right[1]), dtype)
-        call = functools.partial(hopper.gated_backward, a, b, both, expert, used, cut=cut)
+        f, args = hopper.gated_backward, (a, b, both, expert, used)
     else:
-        transposed = kernel == "rows_transposed"
-        call = functools.partial(hopper.rows, a, b, expert, used, transposed=transposed, cut=cut)
-    run = jax.jit(call)
+        f = functools.partial(hopper.rows, transposed=kernel == "rows_transposed")
+    run = jax.jit(functools.partial(f, cut=cut))
     try:
-        jax.block_until_ready(run())
+        jax.block_until_ready(run(*args))
     except Exception:  # too much shared memory, or a shape the compiler refuses
         return float("inf")
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        results = [run() for _ in range(5)]
+        results = [run(*args) for _ in range(5)]
         jax.block_until_ready(results)
         times.append(time.perf_counter() - start)
     return min(times)

@@ -18,11 +18,22 @@ class Buffer(nnx.Variable):
     """State that is saved with the parameters but that no gradient and no optimizer touches."""
 
 
-def param(rngs: nnx.Rngs, init: Initializer, shape: tuple[int, ...], axes: rules.Axes) -> nnx.Param:
-    """A float32 parameter whose `axes` metadata names each dimension (None: never split)."""
+def param(
+    rngs: nnx.Rngs,
+    init: Initializer,
+    shape: tuple[int, ...],
+    axes: rules.Axes,
+    *,
+    cast: bool = False,
+) -> nnx.Param:
+    """A float32 parameter whose `axes` metadata names each dimension (None: never split).
+
+    `cast` marks the matrices that layers use in the compute dtype only: all of them can be cast at
+    once, before a scan over layers cuts them into slices.
+    """
     if len(shape) != len(axes):
         raise ValueError(f"{len(axes)} axes {axes} for a parameter of shape {shape}")
-    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes)
+    return nnx.Param(init(rngs.params(), shape, jnp.float32), axes=axes, cast=cast)
 
 
 def fan_in(features: int, scale: float = 1.0) -> Initializer:

@@ -56,7 +56,7 @@ def make_train_step(
     accumulate = c.train.accumulate
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, scale, key):
-        model = blueprint.build({**params, **frozen})
+        model = blueprint.build(blueprint.cast({**params, **frozen}))
         out = model(batch, key=key)
         matrix = model.decoder.output_matrix()
         tokens = cross_entropy(out.hidden, matrix, batch["targets"], batch["weights"])
@@ -109,7 +109,7 @@ def make_loss_step(blueprint: Blueprint, mesh: Mesh) -> Callable[[Params, Batch]
 
     def step(params: Params, batch: Batch) -> TokenLoss:
         with use_mesh(mesh):
-            model = blueprint.build(params)
+            model = blueprint.build(blueprint.cast(params))
             hidden = model(batch).hidden
             matrix = model.decoder.output_matrix()
             return cross_entropy(hidden, matrix, batch["targets"], batch["weights"])
