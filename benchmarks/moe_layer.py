@@ -38,8 +38,8 @@ SHAPES = {
     "A": dict(tokens=32768, width=1024, hidden=2048, experts=32, k=2, factors=(1.0, 1.25)),
     "B": dict(tokens=50176, width=768, hidden=3072, experts=32, k=2, factors=(1.05,)),
     "tiny": dict(tokens=512, width=128, hidden=128, experts=8, k=2, factors=(1.0, 1.25)),
-    # configs/moe_small.py, a batch of 32 rows of 64 patches and 112 tokens
-    "small": dict(tokens=5632, width=128, hidden=384, experts=8, k=2, factors=(1.25,)),
+    # configs/moe_small.py: 16 rows of 64 patches and 112 text tokens
+    "small": dict(tokens=2816, width=128, hidden=192, experts=8, k=2, factors=(1.25,)),
 }
 
 
