@@ -256,7 +256,9 @@ def _dropless(assignment, experts, x, num_experts, capacity, mesh):
 
     @jax.custom_vjp
     def local(state, assignment: Assignment, x: jax.Array) -> jax.Array:
-        weight = jnp.where(assignment.slot < capacity, assignment.weight, 0)
+        weight = assignment.weight  # where all have room, slots need not be known at all
+        if capacity < x.shape[1]:
+            weight = jnp.where(assignment.slot < capacity, weight, 0)
         one_hot = jax.nn.one_hot(assignment.expert, num_experts, dtype=weight.dtype)
         each = jnp.einsum("gmk,gmke->gme", weight, one_hot).reshape(-1, num_experts)
         y = nnx.merge(graph, state).few(x.reshape(-1, x.shape[-1]), each)

@@ -14,6 +14,7 @@ that no tile holds rows of two experts.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
@@ -147,7 +148,8 @@ def swiglu(
         return _fused_swiglu(x, w_in, w_out, segments)
     num_experts, inner, _, width = w_in.shape
     h = matmul(x, w_in.reshape(num_experts, inner, 2 * width), segments)
-    return matmul(jax.nn.silu(h[:, :width]) * h[:, width:], w_out, segments)
+    gate, up = jnp.split(h, 2, axis=1)  # its gradient is a concatenation, where slices would pad
+    return matmul(jax.nn.silu(gate) * up, w_out, segments)
 
 
 @jax.custom_vjp
@@ -205,12 +207,16 @@ def few_rows(
     here = met & (before == place[:, None])  # (tile, expert)
     expert = jnp.sum(here * place, -1, dtype=jnp.int32)
     used = met.sum(dtype=jnp.int32)[None]
-    rows = jnp.pad(x, ((0, hopper.ROWS - x.shape[0]), (0, 0)))
+    height = 64 if x.shape[0] <= 64 else hopper.ROWS
+    rows = jnp.pad(x, ((0, height - x.shape[0]), (0, 0)))
     cut = tiles.candidates("gated", rows.shape, w_in.shape)[0]
+    if height == 64 and cut.columns < 256:  # each warpgroup needs 64 columns of both products
+        return None
+    cut = dataclasses.replace(cut, rows=height)
     _, h = hopper.gated(rows, w_in, expert, used, shared=True, cut=cut)
-    cut = tiles.candidates("rows", h.shape, w_out.shape)[0]
+    cut = dataclasses.replace(tiles.candidates("rows", h.shape, w_out.shape)[0], rows=height)
     out = hopper.rows(h, w_out, expert, used, cut=cut)
-    out = out.reshape(num_experts, hopper.ROWS, -1)[:, : x.shape[0]]
+    out = out.reshape(num_experts, height, -1)[:, : x.shape[0]]
     share = jnp.sum(weight[:, None] * here, -1).T[..., None]  # (tile, T, 1)
     # Tiles behind the last are unwritten: they are left out, not multiplied by zero.
     y = jnp.sum(jnp.where((place < used)[:, None, None], out, 0).astype(jnp.float32) * share, 0)

@@ -37,12 +37,14 @@ class Tiles:
     """How a product is cut up.
 
     Attributes:
+      rows: of an output tile; 64 only where every expert gets the same few tokens.
       columns: of an output tile.
       inner: length of the contraction taken in one step.
       stages: steps whose operands are in shared memory at once.
       width: row tiles that are worked on together before the next ones.
     """
 
+    rows: int = ROWS
     columns: int = 256
     inner: int = 64
     stages: int = 4
@@ -203,7 +205,7 @@ def rows(
                 right = _block(cut.columns, cut.inner, lambda k: (n, k), dtype)
             else:
                 right = _block(cut.inner, cut.columns, lambda k: (k, n), dtype)
-            return [_block(ROWS, cut.inner, lambda k: (m, k), dtype), right]
+            return [_block(cut.rows, cut.inner, lambda k: (m, k), dtype), right]
 
         def multiply(_, left, right, acc):
             mine = pl.ds(wg * half, half)
@@ -216,11 +218,11 @@ def rows(
             m, n = _place(number, used, across, cut.width)
 
             def finish(run):
-                @functools.partial(pl.run_scoped, acc=plgpu.ACC((ROWS, half), jnp.float32))
+                @functools.partial(pl.run_scoped, acc=plgpu.ACC((cut.rows, half), jnp.float32))
                 def _(acc):
                     run(acc)
                     column = n * cut.columns + wg * half
-                    _write(acc[...], out_ref, smem.at[wg], m * ROWS, column)
+                    _write(acc[...], out_ref, smem.at[wg], m * cut.rows, column)
 
             state = _state(turn) if chained else None
             run = _pipeline(
@@ -262,7 +264,10 @@ def gated(
     """
     dtype = lhs.dtype
     num_experts, inner, _, columns = rhs.shape
-    half, mine = cut.columns // 2, ROWS // 2
+    half = cut.columns // 2
+    # Warpgroups share out the rows, or where these are too few for two, the columns.
+    by_rows = cut.rows == ROWS
+    part = (cut.rows // 2, half) if by_rows else (cut.rows, half // 2)
     across, steps = columns // half, inner // cut.inner
     chained = steps % cut.stages == 0
 
@@ -271,13 +276,17 @@ def gated(
 
         def specs(m, n):
             return [
-                _block(ROWS, cut.inner, lambda k: (0 if shared else m, k), dtype),
+                _block(cut.rows, cut.inner, lambda k: (0 if shared else m, k), dtype),
                 _block(cut.inner, half, lambda k: (k, n), dtype),
                 _block(cut.inner, half, lambda k: (k, n + across), dtype),
             ]
 
         def multiply(_, left, right_gate, right_up, acc):
-            left = left.at[pl.ds(wg * mine, mine)]
+            if by_rows:
+                left = left.at[pl.ds(wg * part[0], part[0])]
+            else:
+                mine = pl.ds(wg * part[1], part[1])
+                right_gate, right_up = right_gate.at[:, mine], right_up.at[:, mine]
             plgpu.wgmma(acc[0], left, right_gate)
             plgpu.wgmma(acc[1], left, right_up)
             plgpu.wgmma_wait(0)
@@ -287,13 +296,17 @@ def gated(
             m, n = _place(number, used, across, cut.width)
 
             def finish(run):
-                acc = plgpu.ACC((mine, half), jnp.float32)
+                acc = plgpu.ACC(part, jnp.float32)
 
                 @functools.partial(pl.run_scoped, gate=acc, up=acc)
                 def _(gate, up):
                     run((gate, up))
                     gate, up = gate[...], up[...]
-                    row, column = m * ROWS + wg * mine, n * half
+                    row, column = m * cut.rows, n * half
+                    if by_rows:
+                        row += wg * part[0]
+                    else:
+                        column += wg * part[1]
                     if not shared:
                         _write(gate, both_ref, smem.at[wg], row, column)
                         _write(up, both_ref, smem.at[wg], row, columns + column)
@@ -315,8 +328,8 @@ def gated(
         )
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
 
-    num_rows = expert.shape[0] * ROWS
-    both = jax.ShapeDtypeStruct((ROWS if shared else num_rows, 2 * columns), dtype)
+    num_rows = expert.shape[0] * cut.rows
+    both = jax.ShapeDtypeStruct((cut.rows if shared else num_rows, 2 * columns), dtype)
     out = jax.ShapeDtypeStruct((num_rows, columns), dtype)
     flat = rhs.reshape(num_experts, inner, 2 * columns)
     return _kernel("gated", body, (both, out))(expert, tiles, lhs, flat)
