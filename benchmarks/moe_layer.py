@@ -39,7 +39,9 @@ SHAPES = {
     "B": dict(tokens=50176, width=768, hidden=3072, experts=32, k=2, factors=(1.05,)),
     "tiny": dict(tokens=512, width=128, hidden=128, experts=8, k=2, factors=(1.0, 1.25)),
     # configs/moe_small.py: 16 rows of 64 patches and 112 text tokens
-    "small": dict(tokens=2816, width=128, hidden=192, experts=8, k=2, factors=(1.25,)),
+    "small": dict(
+        tokens=2816, width=128, hidden=192, experts=8, k=2, factors=(1.0, 1.25), group=704
+    ),
 }
 
 
@@ -47,7 +49,9 @@ def moe(
     shape: dict[str, Any], dtype: jnp.dtype, *, train: bool = True, **options: Any
 ) -> tuple[Callable, Any]:
     """A layer as `f(params, x) -> (y, drop fraction)`, and its parameters."""
-    settings = dict(group_size=1024, noise_std=0.0, importance_weight=0.0, load_weight=0.0)
+    settings = dict(
+        group_size=shape.get("group", 1024), noise_std=0.0, importance_weight=0.0, load_weight=0.0
+    )
     o = MoEOptions(
         num_experts=shape["experts"], experts_per_token=shape["k"], **{**settings, **options}
     )

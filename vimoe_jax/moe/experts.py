@@ -103,10 +103,15 @@ class Experts(nnx.Module):
         num_experts, inner, _, width = w_in.shape
         h = grouped.matmul(x, w_in.reshape(num_experts, inner, num_in * width), segments)
         if self.b_in is not None:
+            # Rows that nobody owns may hold anything: they must not reach the biases' gradients.
+            owned = segments.owned()[:, None]
             # A product with one-hot rows, whose gradient is a product too: no scatter.
             owner = jnp.repeat(segments.expert, segments.tile, total_repeat_length=x.shape[0])
-            owner = jax.nn.one_hot(owner, num_experts, dtype=self.dtype)
-            h += owner @ self.b_in[...].astype(self.dtype).reshape(num_experts, -1)
-        h = activation(*(h[:, i * width : (i + 1) * width] for i in range(num_in)))
+            owner = jax.nn.one_hot(owner, num_experts, dtype=self.dtype) * owned
+            b_in = self.b_in[...].astype(self.dtype).reshape(num_experts, -1)
+            h = jnp.where(owned, h, 0) + owner @ b_in
+        h = activation(*jnp.split(h, num_in, axis=1))
         out = grouped.matmul(h, w_out, segments)
-        return out if self.b_out is None else out + owner @ self.b_out[...].astype(self.dtype)
+        if self.b_out is None:
+            return out
+        return jnp.where(owned, out, 0) + owner @ self.b_out[...].astype(self.dtype)

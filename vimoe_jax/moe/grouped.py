@@ -6,7 +6,7 @@ only after it has passed a gradient check there (`backend`):
 
 * `hopper`: this package's Mosaic GPU kernels (`vimoe_jax.moe.hopper`), 16-bit floats only;
 * `megablox`: JAX's Pallas kernels for TPU;
-* `portable`: a loop over row tiles, right everywhere.
+* `portable`: batches of row tiles, right everywhere.
 
 All of them read the same layout, `Segments`: each expert's rows are padded to whole row tiles, so
 that no tile holds rows of two experts.
@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Backend = Literal["hopper", "megablox", "portable"]
 T = TypeVar("T")
@@ -36,8 +36,9 @@ class Segments:
     """Which rows belong to which expert.
 
     Expert e owns `sizes[e]` consecutive rows, after those of the experts before it. Rows behind the
-    last expert's belong to nobody: their values are never used and what is computed for them is
-    unspecified.
+    last expert's belong to nobody. What is computed for them is unspecified (kernels skip them and
+    leave memory unwritten); what is fed in for them must be finite, and zero in the rows or in the
+    gradients, and then nothing else depends on it. `owned` masks them where they would go elsewhere.
 
     Attributes:
       starts: first row of each expert.
@@ -62,6 +63,10 @@ class Segments:
         expert = jnp.sum(place[:, None] >= ends, -1, dtype=jnp.int32)
         expert = jnp.where(expert < counts.shape[0], expert, 0)
         return cls(ends - sizes, sizes, expert, ends[-1:] // tile, tile)
+
+    def owned(self) -> Bool[Array, "R"]:
+        """Which rows belong to an expert (its padding included)."""
+        return jnp.arange(self.expert.shape[0] * self.tile) < self.used[0] * self.tile
 
 
 def tile_rows(choices: int, num_experts: int, dtype: jnp.dtype) -> int:
@@ -261,37 +266,74 @@ def _megablox_tiling(w) -> tuple[int, int, int]:
     return 128, min(512, w.shape[1]), min(512, w.shape[2])
 
 
-def _portable_rows(x, w, segments: Segments, transposed: bool):
-    """A loop over the row tiles in use, each one product with its expert's matrix."""
-    tile = segments.tile
-    columns = w.shape[1] if transposed else w.shape[2]
-    contract = ((1,), (1,)) if transposed else ((1,), (0,))
+# Bytes that the matrices of the tiles multiplied at once may take, each tile having its own copy.
+_AT_ONCE = 1 << 26
 
-    def step(i, out):
-        rows = jax.lax.dynamic_slice_in_dim(x, i * tile, tile)
-        matrix = jax.lax.dynamic_index_in_dim(w, segments.expert[i], keepdims=False)
-        result = jax.lax.dot_general(
-            rows, matrix, (contract, ((), ())), preferred_element_type=jnp.float32
-        )
-        return jax.lax.dynamic_update_slice_in_dim(out, result.astype(x.dtype), i * tile, 0)
+
+def _portable_rows(x, w, segments: Segments, transposed: bool):
+    """Tiles as a batch, each with a copy of its expert's matrix."""
+    columns = w.shape[1] if transposed else w.shape[2]
+    form = "trd,tfd->trf" if transposed else "trd,tdf->trf"
+
+    def step(first, count: int, out):
+        expert = jax.lax.dynamic_slice_in_dim(segments.expert, first, count)
+        rows = _tiles(x, first, count, segments)
+        result = jnp.einsum(form, rows, _copies(w, expert), preferred_element_type=jnp.float32)
+        result = result.astype(x.dtype).reshape(-1, columns)
+        return jax.lax.dynamic_update_slice_in_dim(out, result, first * segments.tile, 0)
 
     out = jnp.zeros((x.shape[0], columns), x.dtype)
-    return jax.lax.fori_loop(0, segments.used[0], step, out)
+    return _in_chunks(step, out, w, segments)
 
 
 def _portable_weights(x, d_out, segments: Segments):
-    """The same loop, each tile's product added to its expert's matrix in float32."""
-    tile = segments.tile
+    """Every tile's product, then the sum over each expert's tiles, in float32."""
+    num_experts = segments.sizes.shape[0]
+    out = jnp.zeros((num_experts, x.shape[1], d_out.shape[1]), jnp.float32)
 
-    def step(i, out):
-        rows, d_rows = (jax.lax.dynamic_slice_in_dim(a, i * tile, tile) for a in (x, d_out))
-        product = jax.lax.dot_general(
-            rows, d_rows, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-        )
-        return out.at[segments.expert[i]].add(product)
+    def step(first, count: int, out):
+        expert = jax.lax.dynamic_slice_in_dim(segments.expert, first, count)
+        left, right = (_tiles(a, first, count, segments) for a in (x, d_out))
+        each = jnp.einsum("trd,trf->tdf", left, right, preferred_element_type=jnp.float32)
+        mine = expert == jnp.arange(num_experts)[:, None]
+        total = mine.astype(jnp.float32) @ each.reshape(count, -1)
+        return out + total.reshape(out.shape)
 
-    out = jnp.zeros((segments.sizes.shape[0], x.shape[1], d_out.shape[1]), jnp.float32)
-    return jax.lax.fori_loop(0, segments.used[0], step, out).astype(x.dtype)
+    return _in_chunks(step, out, out, segments).astype(x.dtype)
+
+
+def _in_chunks(step, out, matrices, segments: Segments):
+    """`out = step(first tile, number of tiles, out)` over all tiles in use, in as few steps as fit.
+
+    If one step is enough there is no loop: XLA on CPU runs a loop's products on one thread.
+    """
+    tiles = segments.expert.shape[0]
+    each = matrices[0].size * 4
+    count = max(1, min(tiles, _AT_ONCE // each))
+    if count == tiles:
+        return step(0, tiles, out)
+
+    def body(i, out):
+        return step(i * count, count, out)
+
+    whole = tiles // count
+    out = jax.lax.fori_loop(0, jnp.minimum(whole, -(-segments.used[0] // count)), body, out)
+    return step(whole * count, tiles % count, out) if tiles % count else out
+
+
+def _tiles(x: Float[Array, "R D"], first, count: int, segments: Segments):
+    """Some row tiles, (count, tile, D)."""
+    rows = jax.lax.dynamic_slice_in_dim(x, first * segments.tile, count * segments.tile)
+    return rows.reshape(count, segments.tile, -1)
+
+
+def _copies(w: Float[Array, "E D F"], expert: Int[Array, "tiles"]) -> Float[Array, "tiles D F"]:
+    """`w[expert]`; for few experts a product with one-hot rows, which XLA on CPU does faster."""
+    if jax.default_backend() != "cpu" or w.shape[0] > 32 or w.dtype != jnp.float32:
+        return w[expert]
+    one_hot = jax.nn.one_hot(expert, w.shape[0], dtype=w.dtype)
+    copies = jnp.matmul(one_hot, w.reshape(w.shape[0], -1), precision="highest")
+    return copies.reshape(-1, *w.shape[1:])
 
 
 # --- whom to trust -----------------------------------------------------------------------------
