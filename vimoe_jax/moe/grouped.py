@@ -37,8 +37,8 @@ class Segments:
 
     Expert e owns `sizes[e]` consecutive rows, after those of the experts before it. Rows behind the
     last expert's belong to nobody. What is computed for them is unspecified (kernels skip them and
-    leave memory unwritten); what is fed in for them must be finite, and zero in the rows or in the
-    gradients, and then nothing else depends on it. `owned` masks them where they would go elsewhere.
+    leave memory unwritten). What is fed in for them must be finite, and zero in the rows or in the
+    gradients; then nothing else depends on it. `owned` masks them where they would go elsewhere.
 
     Attributes:
       starts: first row of each expert.
