@@ -19,6 +19,8 @@ def get_config():
     c.model.decoder.moe.num_experts = 8
     c.model.decoder.moe.experts_per_token = 2
     c.model.decoder.moe.mlp_dim = 192
+    c.model.decoder.moe.group_size = 704  # four rows: no group is padded
+    c.model.decoder.moe.capacity_factor = 1.0
 
     c.optim.learning_rate = 2e-3
     c.train.steps = 1120

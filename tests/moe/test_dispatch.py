@@ -11,65 +11,104 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from vimoe_jax.moe import dispatch, routing
+from vimoe_jax.moe import dispatch, grouped, routing
 from vimoe_jax.moe.experts import Experts
+from vimoe_jax.parallel.mesh import make_mesh
+from vimoe_jax.parallel.rules import use_mesh
 
-D, F = 5, 7
-
-
-def layer(name, x, gates, valid, k, capacity, weights):
-    """Router's gates to output, with plain SwiGLU experts."""
-    a = routing.top_k(gates, k, capacity, valid=valid)
-    d = dispatch.create(name, a, gates.shape[-1], capacity)
-    h = jnp.einsum("gecd,edif->igecf", d.to_experts(x), weights["w_in"])
-    return d.from_experts(jnp.einsum("gecf,efo->geco", jax.nn.silu(h[0]) * h[1], weights["w_out"]))
-
-
-def by_hand(x, gates, valid, k, capacity, weights):
-    """Every kept choice on its own, in numpy."""
-    a = routing.top_k(gates, k, capacity, valid=valid)
-    y = np.zeros(x.shape)
-    weights = {n: np.asarray(v, np.float64) for n, v in weights.items()}
-    a = jax.tree.map(np.asarray, a)
-    for g, m, j in np.ndindex(*a.slot.shape):
-        if a.slot[g, m, j] < capacity:
-            w = {n: v[a.expert[g, m, j]] for n, v in weights.items()}
-            gate, up = (np.asarray(x[g, m], np.float64) @ w["w_in"][:, i] for i in (0, 1))
-            y[g, m] += float(a.weight[g, m, j]) * (gate / (1 + np.exp(-gate)) * up) @ w["w_out"]
-    return y
-
-
-def inputs(seed, groups, tokens, experts, sharpness, valid_fraction):
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(groups, tokens, experts))
-    logits[..., 0] += sharpness  # a large value sends everything to expert 0
-    weights = {
-        "w_in": jnp.asarray(rng.normal(size=(experts, D, 2, F)) / D**0.5, jnp.float32),
-        "w_out": jnp.asarray(rng.normal(size=(experts, F, D)) / F**0.5, jnp.float32),
-    }
-    x = jnp.asarray(rng.normal(size=(groups, tokens, D)), jnp.float32)
-    valid = jnp.asarray(rng.random((groups, tokens)) < valid_fraction)
-    return x, jax.nn.softmax(jnp.asarray(logits, jnp.float32)), valid, weights
+D, F, OUT = 5, 7, 6
+NAMES = ("einsum", "gather", "dropless")
+ACTIVATIONS = {"swiglu": False, "gelu": True}  # with a bias?
 
 
 @functools.cache
-def compiled(name, k, capacity):
-    """Output and gradients of <output, target>, compiled once for each shape."""
+def structure(num_experts, activation):
+    """The graph of some experts, and the shapes of the weights that `inputs` draws."""
+    options = dict(activation=activation, bias=ACTIVATIONS[activation], dtype=jnp.float32)
+    return nnx.split(Experts(num_experts, D, F, OUT, **options, rngs=nnx.Rngs(0)))
 
-    def loss(x, gates, weights, valid, target):
-        y = layer(name, x, gates, valid, k, capacity, weights)
+
+def inputs(seed, shape, activation, sharpness=0.0, valid_fraction=1.0):
+    """Tokens, gates, validity, token ids, the experts' weights, and a gradient of the output."""
+    rng = np.random.default_rng(seed)
+    groups, tokens, experts = shape
+    logits = rng.normal(size=shape)
+    logits[..., 0] += sharpness  # a large value sends everything to expert 0
+    gates = jax.nn.softmax(jnp.asarray(logits, jnp.float32))
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    weights = jax.tree.map(lambda a: draw(*a.shape) / 3, structure(experts, activation)[1])
+    valid = rng.random((groups, tokens)) < valid_fraction
+    ids = rng.integers(0, 1 if sharpness else 50, (groups, tokens))
+    return draw(groups, tokens, D), gates, valid, ids, weights, draw(groups, tokens, OUT)
+
+
+def assign(router, gates, valid, ids, k, capacity):
+    """One router's assignment; its weights are differentiable in the gates."""
+    if router == "top_k":
+        return routing.top_k(gates, k, capacity, batch_priority=True, valid=valid)
+    if router == "expert_choice":
+        return routing.expert_choice(gates, capacity, valid=valid)
+    expert = jnp.asarray(routing.hash_table(50, gates.shape[-1], k))[ids]
+    weight = jnp.take_along_axis(gates, expert, -1)
+    return routing.assign(expert, weight, gates.shape[-1], capacity, valid=valid)
+
+
+def one_by_one(a, experts, x, capacity):
+    """Every token through every expert, and of that what was chosen and kept: no slots at all."""
+    groups, tokens, _ = x.shape
+    each = jnp.broadcast_to(x[:, None], (groups, experts.w_in.shape[0], tokens, D))
+    weight = jnp.where(a.slot < capacity, a.weight, 0)
+    one_hot = jax.nn.one_hot(a.expert, experts.w_in.shape[0])
+    return jnp.einsum("gmk,gmke,gemo->gmo", weight, one_hot, experts(each))
+
+
+@functools.cache
+def compiled(router, k, capacity, activation, num_experts):
+    """By name: the output, and with the gradients of <output, target> the same output again."""
+    graph, _ = structure(num_experts, activation)
+
+    def output(name, x, gates, weights, valid, ids):
+        a = assign(router, gates, valid, ids, k, capacity)
+        experts = nnx.merge(graph, weights)
+        if name == "one by one":
+            return one_by_one(a, experts, x, capacity)
+        return dispatch.through_experts(name, a, experts, x, num_experts, capacity)
+
+    def loss(x, gates, weights, name, valid, ids, target):
+        y = output(name, x, gates, weights, valid, ids)
         return jnp.sum(y * target), y
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+    def f(x, gates, valid, ids, weights, target):
+        gradient = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
+        return {
+            name: (
+                output(name, x, gates, weights, valid, ids),
+                gradient(x, gates, weights, name, valid, ids, target),
+            )
+            for name in ("one by one", *NAMES)
+        }
+
+    return jax.jit(f)
+
+
+def close(a, b, tolerance=1e-5):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance, rtol=tolerance), a, b
+    )
 
 
 @pytest.mark.parametrize(
-    ("shape", "k", "capacity"),
+    ("router", "shape", "k", "capacity", "activation"),
     [
-        ((2, 9, 4), 2, 3),
-        ((3, 7, 5), 5, 7),  # K = E, room for all
-        ((1, 8, 3), 1, 1),
-        ((2, 6, 4), 3, 1),
+        ("top_k", (2, 9, 4), 2, 3, "swiglu"),
+        ("top_k", (3, 7, 5), 5, 7, "gelu"),  # K = E, room for all
+        ("top_k", (1, 13, 3), 1, 1, "swiglu"),
+        ("top_k", (2, 37, 3), 2, 37, "gelu"),  # several row tiles an expert
+        ("expert_choice", (2, 9, 4), 4, 3, "gelu"),
+        ("hash", (2, 6, 4), 3, 1, "swiglu"),
     ],
     ids=str,
 )
@@ -78,34 +117,154 @@ def compiled(name, k, capacity):
     sharpness=st.sampled_from([0.0, 30.0]),
     valid_fraction=st.sampled_from([0.0, 0.7, 1.0]),
 )
+@hypothesis.settings(deadline=None, max_examples=15)
+def test_dispatchers_agree(router, shape, k, capacity, activation, seed, sharpness, valid_fraction):
+    args = inputs(seed, shape, activation, sharpness, valid_fraction)
+    results = compiled(router, k, capacity, activation, shape[2])(*args)
+    undifferentiated, (gradients, y) = results.pop("one by one")
+    for value, (their_gradients, their_y) in results.values():
+        close(value, undifferentiated)
+        close(their_y, y)
+        close(their_gradients, gradients)
+    padding = ~args[2]
+    np.testing.assert_array_equal(np.asarray(y)[padding], 0)
+    for their_gradients, _ in (r[1] for r in results.values()):
+        np.testing.assert_array_equal(np.asarray(their_gradients[0])[padding], 0)
+
+
+def test_experts_alone_and_all_at_once_are_the_truth():
+    """The reference of the test above, in NumPy's float64."""
+    x, gates, valid, ids, weights, _ = inputs(3, (2, 9, 4), "swiglu", valid_fraction=0.8)
+    a = jax.tree.map(np.asarray, assign("top_k", gates, valid, ids, 2, 3))
+    y = np.zeros((*x.shape[:2], OUT))
+    w_in, w_out = (np.asarray(weights[n][...], np.float64) for n in ("w_in", "w_out"))
+    for g, m, j in np.ndindex(*a.slot.shape):
+        if a.slot[g, m, j] < 3:
+            e = a.expert[g, m, j]
+            gate, up = (np.asarray(x[g, m], np.float64) @ w_in[e, :, i] for i in (0, 1))
+            y[g, m] += float(a.weight[g, m, j]) * (gate / (1 + np.exp(-gate)) * up) @ w_out[e]
+    results = compiled("top_k", 2, 3, "swiglu", 4)(x, gates, valid, ids, weights, np.zeros_like(y))
+    np.testing.assert_allclose(results["one by one"][0], y, atol=1e-5)
+
+
+@hypothesis.given(
+    seed=st.integers(0, 10_000),
+    sharpness=st.sampled_from([0.0, 30.0]),
+    valid_fraction=st.sampled_from([0.0, 0.7, 1.0]),
+)
 @hypothesis.settings(deadline=None, max_examples=20)
-def test_dispatchers_agree(shape, k, capacity, seed, sharpness, valid_fraction):
-    x, gates, valid, weights = inputs(seed, *shape, sharpness, valid_fraction)
-    target = np.random.default_rng(seed).normal(size=x.shape).astype(np.float32)
-    results = {
-        name: compiled(name, k, capacity)(x, gates, weights, valid, target)
-        for name in ("einsum", "gather")
-    }
-    np.testing.assert_allclose(
-        results["einsum"][1], by_hand(x, gates, valid, k, capacity, weights), atol=1e-5
-    )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
-        results["einsum"],
-        results["gather"],
-    )
+def test_every_choice_sits_in_its_slot(seed, sharpness, valid_fraction):
+    shape, capacity = (2, 9, 4), 3
+    x, gates, valid, ids, _, _ = inputs(seed, shape, "swiglu", sharpness, valid_fraction)
+    a, buffers, rows, starts = _laid_out(x, gates, valid, ids)
+    a, x = jax.tree.map(np.asarray, a), np.asarray(x)
+    expected = np.zeros((2, 4, capacity, D), np.float32)
+    order = [[] for _ in range(4)]  # of the dropless rows: by expert, then group, then slot
+    for g in range(2):
+        for e in range(4):
+            for m, j in sorted(np.argwhere(a.expert[g] == e), key=lambda at: a.slot[g][tuple(at)]):
+                if a.slot[g, m, j] < capacity:
+                    expected[g, e, a.slot[g, m, j]] = x[g, m]
+                    order[e].append(x[g, m])
+    for got in buffers:
+        np.testing.assert_array_equal(got, expected)
+    want = np.zeros_like(rows)
+    for e in range(4):
+        want[starts[e] : starts[e] + len(order[e])] = np.reshape(order[e], (-1, D))
+    np.testing.assert_array_equal(rows, want)
+
+
+@jax.jit
+def _laid_out(x, gates, valid, ids):
+    a = assign("top_k", gates, valid, ids, 2, 3)
+    buffers = [dispatch.create(n, a, 4, 3).to_experts(x) for n in ("einsum", "gather")]
+    d = dispatch.DroplessDispatcher.create(a, 4, 3, jnp.float32)
+    rows = dispatch._dispatch(x.reshape(1, -1, D), d.row_of_choice, d.choice_of_row)[0]
+    return a, buffers, rows, d.segments.starts
 
 
 @pytest.mark.parametrize("name", ["einsum", "gather"])
 def test_gradients_against_finite_differences(name):
-    x, gates, valid, _ = inputs(1, 2, 6, 3, 0.0, 0.8)
+    x, gates, _, _, _, _ = inputs(1, (2, 6, 3), "swiglu")
+    valid = np.arange(6) < np.array([[5], [6]])
     a = routing.top_k(gates, 2, 2, valid=valid)
 
+    @jax.jit
     def f(x, weight, out_weight):
         d = dispatch.create(name, a.replace(weight=weight), 3, 2)
         return d.from_experts(jnp.tanh(d.to_experts(x)) * out_weight[None, :, None])
 
     check_grads(f, (x, a.weight, jnp.ones((3, D))), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["gather", "dropless"])
+def test_on_a_mesh_the_same(name):
+    shape = (4, 8, 4)
+    x, gates, valid, ids, weights, target = inputs(7, shape, "swiglu", valid_fraction=0.8)
+    _, (gradients, y) = compiled("top_k", 2, 3, "swiglu", 4)(x, gates, valid, ids, weights, target)[
+        "einsum"
+    ]
+    graph, _ = structure(4, "swiglu")
+
+    def loss(x, gates, weights):
+        with use_mesh(make_mesh({"data": 2, "expert": 2}, jax.devices()[:4])):
+            a = assign("top_k", gates, valid, ids, 2, 3)
+            y = dispatch.through_experts(name, a, nnx.merge(graph, weights), x, 4, 3)
+        return jnp.sum(y * target), y
+
+    close(
+        jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(x, gates, weights), (gradients, y)
+    )
+
+
+def test_few_tokens_go_their_own_way_unless_differentiated(monkeypatch):
+    """`Experts.few` gets each token's weight for each expert: of choices that were kept."""
+    shape, k, capacity = (2, 9, 4), 2, 3
+    x, gates, valid, ids, weights, target = inputs(4, shape, "swiglu", valid_fraction=0.7)
+    graph, _ = structure(4, "swiglu")
+    calls = []
+
+    def few(self, x, weight):
+        calls.append(weight.shape)
+        out = self(jnp.broadcast_to(x, (1, 4, *x.shape)))[0]
+        return jax.lax.stop_gradient(jnp.einsum("te,eto->to", weight, out))
+
+    monkeypatch.setattr(Experts, "few", few)
+
+    def loss(x, gates, weights):
+        a = assign("top_k", gates, valid, ids, k, capacity)
+        y = dispatch.through_experts("dropless", a, nnx.merge(graph, weights), x, 4, capacity)
+        return jnp.sum(y * target), y
+
+    value, (gradients, y) = compiled("top_k", k, capacity, "swiglu", 4)(
+        x, gates, valid, ids, weights, target
+    )["einsum"]
+    _, got = jax.jit(loss)(x, gates, weights)
+    assert calls == [(18, 4)]
+    close(got, value)
+    close(
+        jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(x, gates, weights), (gradients, y)
+    )
+
+
+def test_on_hopper_gather_runs_as_dropless(monkeypatch):
+    shape, k, capacity = (2, 9, 4), 2, 3
+    args = inputs(5, shape, "swiglu", valid_fraction=0.7)
+    expected = compiled("top_k", k, capacity, "swiglu", 4)(*args)["einsum"][0]
+    x, gates, valid, ids, weights, _ = args
+    graph, _ = structure(4, "swiglu")
+    # Kernels for these widths there are none, so that 128 rows a tile are all that changes.
+    monkeypatch.setattr(grouped, "backend", lambda dtype: "hopper")
+    monkeypatch.setattr(dispatch, "create", None)
+
+    def f(x, gates, weights):
+        a = assign("top_k", gates, valid, ids, k, capacity)
+        return dispatch.through_experts("gather", a, nnx.merge(graph, weights), x, 4, capacity)
+
+    close(jax.jit(f)(x, gates, weights), expected)
+
+
+# --- experts -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "gelu_tanh", "gelu"])
@@ -116,16 +275,25 @@ def test_experts_equal_one_mlp_each(activation):
     experts.b_in[...] = jax.random.normal(jax.random.key(1), experts.b_in.shape)
     experts.b_out[...] = jax.random.normal(jax.random.key(2), experts.b_out.shape)
     x = jax.random.normal(jax.random.key(3), (2, 3, 6, D))
-    y = experts(x)
+    y = jax.jit(lambda x: experts(x))(x)
+    act = {
+        "swiglu": lambda a, b: jax.nn.silu(a) * b,
+        "gelu_tanh": lambda a: jax.nn.gelu(a, approximate=True),
+        "gelu": lambda a: jax.nn.gelu(a, approximate=False),
+    }[activation]
+
+    @jax.jit
+    def one(x, w_in, w_out, b_in, b_out):
+        return act(*(x @ w_in[:, i] + b_in[i] for i in range(w_in.shape[1]))) @ w_out + b_out
+
     for e in range(3):
-        h = [
-            x[:, e] @ experts.w_in[e, :, i] + experts.b_in[e, i]
-            for i in range(experts.w_in.shape[2])
-        ]
-        act = {
-            "swiglu": lambda a, b: jax.nn.silu(a) * b,
-            "gelu_tanh": lambda a: jax.nn.gelu(a, approximate=True),
-            "gelu": lambda a: jax.nn.gelu(a, approximate=False),
-        }[activation]
-        expected = act(*h) @ experts.w_out[e] + experts.b_out[e]
-        np.testing.assert_allclose(y[:, e], expected, atol=1e-5)
+        weights = (getattr(experts, n)[e] for n in ("w_in", "w_out", "b_in", "b_out"))
+        np.testing.assert_allclose(y[:, e], one(x[:, e], *weights), atol=1e-5)
+
+
+def test_only_plain_swiglu_has_a_way_for_few_tokens():
+    for activation, bias in (("swiglu", True), ("gelu", False), ("swiglu", False)):
+        experts = Experts(
+            2, D, F, OUT, activation=activation, bias=bias, dtype=jnp.float32, rngs=nnx.Rngs(0)
+        )
+        assert experts.few(jnp.ones((3, D)), jnp.ones((3, 2))) is None  # and none on CPU at all

@@ -1,5 +1,7 @@
 """Auxiliary losses: known values, padding, gradients at exact balance."""
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,45 +58,76 @@ def test_z_is_the_mean_squared_logsumexp():
     np.testing.assert_allclose(losses.z(logits), expected, rtol=1e-5)
 
 
+@jax.jit
 def all_losses(logits, valid):
     gates = jax.nn.softmax(logits)
-    expert = routing.top_k(gates, 2, M, valid=valid).expert
+    expert = routing.top_k(gates, 2, logits.shape[1], valid=valid).expert
+    noise = 0.1 * random_logits(5)[: logits.shape[0], : logits.shape[1]]
     return {
         "importance": losses.importance(gates, valid),
-        "load": losses.load(logits, logits + 0.1 * random_logits(5), 2, 0.25, valid),
+        "load": losses.load(logits, logits + noise, 2, 0.25, valid),
         "balance": losses.balance(gates, expert, valid),
         "z": losses.z(logits, valid),
     }
 
 
+def close(a, b, rtol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol), a, b)
+
+
 def test_padding_counts_in_nothing():
     logits = random_logits()
-    valid = jnp.arange(M) < 7
-    valid = jnp.broadcast_to(valid, (G, M))
+    valid = jnp.broadcast_to(jnp.arange(M) < 7, (G, M))
     garbage = jnp.where(valid[..., None], logits, 50.0 * random_logits(9))
-    whole = all_losses(garbage, valid)
-    noise = 0.1 * random_logits(5)
-    short = logits[:, :7]
-    gates = jax.nn.softmax(short)
-    np.testing.assert_allclose(whole["importance"], losses.importance(gates), rtol=1e-5)
-    np.testing.assert_allclose(
-        whole["load"], losses.load(short, short + noise[:, :7], 2, 0.25), rtol=1e-4
-    )
-    np.testing.assert_allclose(whole["z"], losses.z(short), rtol=1e-5)
+    close(all_losses(garbage, valid), all_losses(logits[:, :7], None))
 
 
 def test_an_empty_group_changes_no_mean():
     logits = random_logits()
     valid = jnp.stack([jnp.ones(M, bool), jnp.zeros(M, bool)])
-    both = all_losses(logits, valid)
-    one = losses.importance(jax.nn.softmax(logits[:1]))
-    np.testing.assert_allclose(both["importance"], one, rtol=1e-5)
+    close(all_losses(logits, valid), all_losses(logits[:1], None))
 
 
-@pytest.mark.parametrize("valid", [None, jnp.zeros((G, M), bool)])
-def test_gradients_are_finite_at_exact_balance_and_without_tokens(valid):
-    def total(logits):
-        return sum(all_losses(logits, valid).values())
+def test_without_tokens_all_losses_are_zero():
+    close(all_losses(random_logits(), jnp.zeros((G, M), bool)), dict.fromkeys(NAMES, 0.0))
 
-    grad = jax.grad(total)(jnp.zeros((G, M, E)))
-    assert np.isfinite(np.asarray(grad)).all()
+
+@hypothesis.given(seed=st.integers(0, 10_000), valid_fraction=st.sampled_from([0.0, 0.5, 1.0]))
+@hypothesis.settings(deadline=None, max_examples=20)
+def test_padding_has_no_gradient(seed, valid_fraction):
+    logits = random_logits(seed)
+    valid = np.random.default_rng(seed).random((G, M)) < valid_fraction
+    gradient = np.asarray(gradient_of_all(logits, valid))
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[:, ~valid], 0)
+
+
+NAMES = ("importance", "load", "balance", "z")
+
+
+@jax.jit
+def gradient_of_all(logits, valid):
+    """Each loss's gradient, one after the other."""
+    return jnp.stack([jax.grad(lambda x, n=n: all_losses(x, valid)[n])(logits) for n in NAMES])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+@pytest.mark.parametrize("valid", [True, False])
+def test_gradients_are_finite_at_exact_balance_and_far_from_it(valid, scale):
+    logits = scale * random_logits()
+    assert np.isfinite(gradient_of_all(logits, jnp.full((G, M), valid))).all()
+
+
+def test_exact_balance_is_the_least():
+    zero = jnp.zeros((G, M, E))
+    assert float(losses.importance(jax.nn.softmax(zero))) == 0
+    assert float(losses.load(zero, zero, 2, 0.25)) == 0
+    np.testing.assert_allclose(losses.z(zero), np.log(E) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(gradient_of_all(zero, jnp.ones((G, M), bool))[0], 0, atol=1e-6)
+
+
+def test_load_lets_the_busy_expert_fall():
+    """A step against the gradient takes logits from the expert that all tokens choose."""
+    logits = random_logits() + jnp.array([0.5, 0, 0, 0])
+    gradient = jax.jit(jax.grad(lambda x: losses.load(x, logits, 1, 0.5)))(logits)
+    assert float(gradient[..., 0].sum()) > 0
