@@ -70,7 +70,7 @@ NAMES = ("rows", "gated", "gated_backward", "weights")
 
 def clear():
     """Forgets which backends were tried and which tiles were picked."""
-    grouped.backend.cache_clear()
+    grouped._backend.cache_clear()
     tiles._pick.cache_clear()
 
 

@@ -254,7 +254,7 @@ def test_on_hopper_gather_runs_as_dropless(monkeypatch):
     x, gates, valid, ids, weights, _ = args
     graph, _ = structure(4, "swiglu")
     # Kernels for these widths there are none, so that 128 rows a tile are all that changes.
-    monkeypatch.setattr(grouped, "backend", lambda dtype: "hopper")
+    monkeypatch.setattr(Experts, "backend", lambda _: "hopper")
     monkeypatch.setattr(dispatch, "create", None)
 
     def f(x, gates, weights):

@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 
 from tests.moe import kernels
-from vimoe_jax.moe import dispatch, grouped, hopper, routing
+from vimoe_jax.moe import dispatch, grouped, hopper, proof, routing
 from vimoe_jax.moe.experts import Experts
+from vimoe_jax.moe.segments import Segments, num_rows
 
 D, F = 5, 6
 TILE = 8
@@ -34,7 +35,7 @@ def test_segments_own_whole_tiles_one_after_the_other(num, num_experts, tile, cu
     # A random split of the choices, or of some of them.
     ends = np.sort(np.rint(np.asarray(cuts[:num_experts]) * num)).astype(np.int32)
     counts = np.diff(ends, prepend=0)
-    rows = grouped.num_rows(num, num_experts, tile)  # always suffices
+    rows = num_rows(num, num_experts, tile)  # always suffices
     sizes = -(-counts // tile) * tile
     assert rows % tile == 0 and sizes.sum() <= rows
     s, owned = jax.tree.map(np.asarray, segments(rows, tile)(counts))
@@ -49,7 +50,7 @@ def test_segments_own_whole_tiles_one_after_the_other(num, num_experts, tile, cu
 @functools.cache
 def segments(rows, tile):
     def f(counts):
-        s = grouped.Segments.create(counts, rows, tile)
+        s = Segments.create(counts, rows, tile)
         return s, s.owned()
 
     return jax.jit(f)
@@ -60,12 +61,12 @@ def segments(rows, tile):
 )
 def test_num_rows_always_suffices(counts, tile):
     needed = sum(-(-c // tile) * tile for c in counts)
-    assert needed <= grouped.num_rows(sum(counts), len(counts), tile)
+    assert needed <= num_rows(sum(counts), len(counts), tile)
 
 
 @hypothesis.given(choices=st.integers(1, 1 << 20), num_experts=st.integers(1, 512))
 def test_portable_tiles_are_powers_of_two(choices, num_experts):
-    tile = grouped.tile_rows(choices, num_experts, jnp.float32)
+    tile = grouped.tile_rows(choices, num_experts, "portable")
     assert tile in (8, 16, 32, 64, 128)
 
 
@@ -86,7 +87,7 @@ def row_by_row(x, w, d_out, owner):
 @functools.cache
 def matmul(rows, tile):
     def f(x, w, counts, d_out):
-        s = grouped.Segments.create(counts, rows, tile)
+        s = Segments.create(counts, rows, tile)
         out, vjp = jax.vjp(lambda x, w: grouped.matmul(x, w, s), x, w)
         return out, *vjp(d_out)
 
@@ -133,7 +134,7 @@ def test_one_giant_expert(giant):
     rng = np.random.default_rng(giant)
     counts = np.zeros(4, np.int32)
     counts[giant] = 1000
-    rows = grouped.num_rows(1000, 4, 128)
+    rows = num_rows(1000, 4, 128)
     x, d_out = rng.normal(size=(rows, D)), rng.normal(size=(rows, F))
     x[1000:] = 0
     w = rng.normal(size=(4, D, F))
@@ -151,7 +152,7 @@ def test_one_giant_expert(giant):
 def test_more_tiles_than_are_multiplied_at_once():
     """So many tiles of so large matrices that the portable path takes them in several steps."""
     counts, width, hidden = np.array([0, 1500, 3, 0, 600, 1]), 256, 512
-    rows = grouped.num_rows(int(counts.sum()), len(counts), TILE)
+    rows = num_rows(int(counts.sum()), len(counts), TILE)
     rng = np.random.default_rng(0)
     x, d_out = rng.normal(size=(rows, width)), rng.normal(size=(rows, hidden))
     w = rng.normal(size=(len(counts), width, hidden))
@@ -192,7 +193,7 @@ def test_swiglu_is_an_mlp_a_row(seed, counts):
 
 @jax.jit
 def _swiglu(x, w_in, w_out, d_out, counts, owner):
-    s = grouped.Segments.create(counts, x.shape[0], TILE)
+    s = Segments.create(counts, x.shape[0], TILE)
 
     def each(x, w_in, w_out):
         h = jnp.einsum("rd,edif->reif", x, w_in, precision="highest")
@@ -217,7 +218,7 @@ def _forget():
 
 
 def test_the_portable_path_passes_its_own_check():
-    assert grouped.check("portable", jnp.float32) is None
+    assert proof.check("portable", jnp.float32) is None
 
 
 def test_without_an_accelerator_the_path_is_portable():
@@ -231,9 +232,9 @@ def test_right_kernels_are_trusted_for_16_bits_only(monkeypatch):
         warnings.simplefilter("error")
         assert grouped.backend(jnp.dtype("bfloat16")) == "hopper"
         assert grouped.backend(jnp.dtype("float32")) == "portable"
-        assert grouped.tile_rows(64, 4, jnp.dtype("bfloat16")) == 128
-        assert grouped._fits("hopper", 256, 384) == "hopper"
-        assert grouped._fits("hopper", 256, 100) == "portable"
+        assert grouped.tile_rows(64, 4, "hopper") == 128
+        assert grouped.backend(jnp.bfloat16, 256, 384) == "hopper"
+        assert grouped.backend(jnp.bfloat16, 256, 100) == "portable"
 
 
 def garbage_without_rows(lhs, rhs, sizes, *, cut=None):
@@ -304,7 +305,7 @@ def test_wrong_kernels_are_refused_with_a_warning(monkeypatch, changed, complain
 def test_refused_kernels_are_not_run(monkeypatch):
     x = jax.random.normal(jax.random.key(0), (256, 128), jnp.bfloat16)
     w = jax.random.normal(jax.random.key(1), (2, 128, 128), jnp.bfloat16)
-    s = grouped.Segments.create(jnp.asarray([0, 130]), 256, 128)
+    s = Segments.create(jnp.asarray([0, 130]), 256, 128)
     with kernels.stand_in(monkeypatch, rows=refused), pytest.warns(UserWarning):
         got = jax.jit(lambda x, w: grouped.matmul(x, w, s))(x, w)
     want = x.astype(jnp.float32) @ w[1].astype(jnp.float32)
@@ -314,7 +315,7 @@ def test_refused_kernels_are_not_run(monkeypatch):
 def test_traces_belong_to_the_thread_outside():
     @jax.jit
     def f(x):
-        assert grouped.outside_traces(lambda: float(jnp.ones(3).sum())) == 3.0
+        assert proof.outside_traces(lambda: float(jnp.ones(3).sum())) == 3.0
         return x + 1
 
     assert float(f(1.0)) == 2
@@ -400,7 +401,7 @@ def test_few_rows_are_a_weighted_sum(monkeypatch, seed, share):
     weight = np.float32(rng.random((9, 6)) * (rng.random((9, 6)) < share))
     weight[:, rng.integers(0, 6)] = 0
     with kernels.stand_in(monkeypatch), monkeypatch.context() as m:
-        m.setattr(grouped, "backend", lambda dtype: "hopper")
+        m.setattr(grouped, "_backend", lambda _: "hopper")
         y = _few(x, w_in, w_out, weight)
     want = few_reference(x, w_in, w_out, weight)
     assert np.linalg.norm(np.asarray(y, np.float32) - want) <= 0.01 * np.linalg.norm(want)
@@ -427,7 +428,7 @@ def few_reference(x, w_in, w_out, weight):
 def test_few_rows_are_few_and_need_kernels(monkeypatch):
     x, w_in, w_out = _few_weights(0)
     assert grouped.few_rows(x, w_in, w_out, jnp.ones((9, 6))) is None  # on a CPU
-    monkeypatch.setattr(grouped, "backend", lambda dtype: "hopper")
+    monkeypatch.setattr(grouped, "_backend", lambda _: "hopper")
     assert grouped.few_rows(jnp.ones((129, 128)), w_in, w_out, jnp.ones((129, 6))) is None
     assert grouped.few_rows(x, w_in, w_out[..., :100], jnp.ones((9, 6))) is None
 

@@ -19,7 +19,7 @@ from flax import nnx, struct
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from vimoe_jax.moe import grouped
+from vimoe_jax.moe import grouped, segments
 from vimoe_jax.moe.experts import Experts
 from vimoe_jax.moe.routing import Assignment
 from vimoe_jax.parallel.rules import active_mesh, constrain, spec
@@ -106,29 +106,29 @@ class DroplessDispatcher:
     row_of_choice: Int[Array, "1 T K"]
     choice_of_row: Int[Array, "1 R"]
     weight: Float[Array, "1 T K"]
-    segments: grouped.Segments
+    segments: segments.Segments
 
     @classmethod
     def create(
-        cls, a: Assignment, num_experts: int, capacity: int, dtype: jnp.dtype
+        cls, a: Assignment, num_experts: int, capacity: int, name: grouped.Backend
     ) -> DroplessDispatcher:
-        """Lays the rows out: by expert, then group, then slot.
+        """Lays the rows out for what `name` runs on: by expert, then group, then slot.
 
         Slots that are taken are the first ones, so that no sort is needed: a row is its expert's
         start, plus what earlier groups send there, plus the slot.
         """
         choices, k = a.expert.size, a.expert.shape[-1]
-        tile = grouped.tile_rows(choices, num_experts, dtype)
-        rows = grouped.num_rows(choices, num_experts, tile)
+        tile = grouped.tile_rows(choices, num_experts, name)
+        rows = segments.num_rows(choices, num_experts, tile)
         kept = a.slot < capacity
         chosen = jax.nn.one_hot(a.expert, num_experts, dtype=jnp.int32) * kept[..., None]
         count = chosen.sum((1, 2))  # (G, E)
-        segments = grouped.Segments.create(count.sum(0), rows, tile)
-        first = segments.starts + jnp.cumsum(count, 0) - count
+        layout = segments.Segments.create(count.sum(0), rows, tile)
+        first = layout.starts + jnp.cumsum(count, 0) - count
         row = jnp.sum(chosen * first[:, None, None], -1) + a.slot
         row = jnp.where(kept, row, rows).astype(jnp.int32).reshape(1, -1, k)
         weight = jnp.where(kept, a.weight, 0).reshape(1, -1, k)
-        return cls(row, _invert(row, rows), weight, segments)
+        return cls(row, _invert(row, rows), weight, layout)
 
     def run(self, experts: Experts, x: Float[Array, "G M D"]) -> Float[Array, "G M O"]:
         """Every kept choice through its expert, summed by weight in float32."""
@@ -233,7 +233,7 @@ def through_experts(
     stayed empty are not multiplied.
     """
     mesh = active_mesh()
-    if name == "gather" and mesh is None and grouped.backend(experts.dtype) == "hopper":
+    if name == "gather" and mesh is None and experts.backend() == "hopper":
         name = "dropless"
     if name == "dropless":
         return _dropless(assignment, experts, x, num_experts, capacity, mesh)
@@ -251,7 +251,7 @@ def _dropless(assignment, experts, x, num_experts, capacity, mesh):
     graph, state = nnx.split(experts)
 
     def sorted_rows(state, assignment: Assignment, x: jax.Array) -> jax.Array:
-        tokens = DroplessDispatcher.create(assignment, num_experts, capacity, experts.dtype)
+        tokens = DroplessDispatcher.create(assignment, num_experts, capacity, experts.backend())
         return tokens.run(nnx.merge(graph, state), x)
 
     @jax.custom_vjp

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vimoe_jax.moe import grouped
+from vimoe_jax.moe.segments import Segments
 from vimoe_jax.parallel.parameters import fan_in, param
 from vimoe_jax.parallel.rules import constrain
 
@@ -82,6 +83,11 @@ class Experts(nnx.Module):
             out += self.b_out[...].astype(self.dtype)[:, None]
         return out.reshape(num_experts, groups, capacity, -1).swapaxes(0, 1)
 
+    def backend(self) -> grouped.Backend:
+        """What runs `rows` on the default device."""
+        _, inner, _, width = self.w_in.shape
+        return grouped.backend(self.dtype, inner, width, self.w_out.shape[2])
+
     @jax.named_scope("experts")
     def few(
         self, x: Float[Array, "T D"], weight: Float[Array, "T E"]
@@ -93,7 +99,7 @@ class Experts(nnx.Module):
         return grouped.few_rows(x.astype(self.dtype), w_in, w_out, weight)
 
     @jax.named_scope("experts")
-    def rows(self, x: Float[Array, "R D"], segments: grouped.Segments) -> Float[Array, "R O"]:
+    def rows(self, x: Float[Array, "R D"], segments: Segments) -> Float[Array, "R O"]:
         """Each row through the expert that owns it; rows that nobody owns give anything."""
         w_in, w_out = self.w_in[...].astype(self.dtype), self.w_out[...].astype(self.dtype)
         num_in, activation = ACTIVATIONS[self.activation]
@@ -101,7 +107,9 @@ class Experts(nnx.Module):
         if self.activation == "swiglu" and self.b_in is None:
             return grouped.swiglu(x, w_in, w_out, segments)
         num_experts, inner, _, width = w_in.shape
-        h = grouped.matmul(x, w_in.reshape(num_experts, inner, num_in * width), segments)
+        h = grouped.matmul(
+            x, w_in.reshape(num_experts, inner, num_in * width), segments, self.backend()
+        )
         if self.b_in is not None:
             # Rows that nobody owns may hold anything: they must not reach the biases' gradients.
             owned = segments.owned()[:, None]
@@ -109,9 +117,9 @@ class Experts(nnx.Module):
             owner = jnp.repeat(segments.expert, segments.tile, total_repeat_length=x.shape[0])
             owner = jax.nn.one_hot(owner, num_experts, dtype=self.dtype) * owned
             b_in = self.b_in[...].astype(self.dtype).reshape(num_experts, -1)
-            h = jnp.where(owned, h, 0) + owner @ b_in
+            h = jnp.where(owned, h + owner @ b_in, 0)
         h = activation(*jnp.split(h, num_in, axis=1))
-        out = grouped.matmul(h, w_out, segments)
+        out = grouped.matmul(h, w_out, segments, self.backend())
         if self.b_out is None:
             return out
-        return jnp.where(owned, out, 0) + owner @ self.b_out[...].astype(self.dtype)
+        return jnp.where(owned, out + owner @ self.b_out[...].astype(self.dtype), 0)

@@ -24,7 +24,9 @@ class MoEOptions:
     granularity: int = field(
         1, "g cuts every expert into g of width F/g, of which K·g are chosen.", at_least(1)
     )
-    shared_experts: int = field(0, "Experts of width F that every token meets.", at_least(0))
+    shared_experts: int = field(
+        0, "Experts (of one expert's width) that every token meets.", at_least(0)
+    )
     placement: str | tuple[int, ...] = field(
         "every_2",
         "Which layers: 'all', 'every_N' (N-1, 2N-1, …), 'last_N' of the odd ones, or a list.",

@@ -87,8 +87,9 @@ def top_k(
     """Sends every valid token to its K largest gates (V-MoE, Riquelme et al. 2021, §2 and §3.2).
 
     Slots are filled by priority: all first choices before all second ones; within a choice in token
-    order or, with `batch_priority`, by the token's largest gate, descending. What finds its expert
-    full is dropped. Padding tokens take no slot. Of equal gates, the lower expert comes first.
+    order or, with `batch_priority`, by the token's largest chosen gate, descending. What finds its
+    expert full is dropped. Padding tokens take no slot. Of equal gates, the lower expert comes
+    first.
 
     Args:
       gates: router probabilities, float32.

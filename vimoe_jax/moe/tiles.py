@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vimoe_jax.moe import hopper
-from vimoe_jax.moe.grouped import outside_traces
 from vimoe_jax.moe.hopper import ROWS, Tiles
+from vimoe_jax.moe.proof import outside_traces
 
 _TUNE_FROM = 1e11  # operations of a product below which the default is taken
 
@@ -125,9 +125,10 @@ def _time(kernel, cut: Tiles, left, right, dtype, num_experts) -> float:
 
 def _read(path: Path) -> dict[str, dict[str, int]]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _write(path: Path, entries: dict[str, dict[str, int]]) -> None:

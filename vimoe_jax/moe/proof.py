@@ -1,0 +1,92 @@
+"""Whom to trust: kernels are checked against the portable path on the device that will run them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vimoe_jax.moe.segments import Segments
+
+T = TypeVar("T")
+
+
+def proven(name: str, dtype: jnp.dtype) -> bool:
+    """Runs a kernel's values and gradients against the portable path, on this device.
+
+    Kernels have been published with wrong gradients for experts without rows: the check has some,
+    one expert with most of the rows, one with a single row, and tiles that nobody owns.
+    """
+    try:
+        complaint = outside_traces(check, name, dtype)
+    except Exception as e:  # a compiler of another version may refuse in any way
+        complaint = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+    if complaint:
+        warnings.warn(
+            f"grouped matmul: the {name} kernels fail their check on "
+            f"{jax.devices()[0].device_kind} ({complaint}); taking the portable path",
+            stacklevel=2,
+        )
+    return not complaint
+
+
+def outside_traces(f: Callable[..., T], *args: Any) -> T:
+    """Calls `f` where nothing is being traced: traces belong to threads, so in a thread of its own.
+
+    Kernels cannot be built under `jax.ensure_compile_time_eval`: it hides their axis names.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(f, *args).result()
+
+
+def check(name: str, dtype: jnp.dtype) -> str | None:
+    """What is wrong with a backend on this device, or None: values and every gradient."""
+    from vimoe_jax.moe import grouped
+
+    counts = np.array([0, 1, 700, 0, 128, 129, 0], np.int32)
+    num_experts, width, hidden = len(counts), 256, 384
+    rows = (int(np.ceil(counts / 128).sum()) + 3) * 128
+    segments = Segments.create(jnp.asarray(counts), rows, 128)
+    owned = np.zeros((rows, 1), bool)
+    for start, count in zip(np.asarray(segments.starts), counts, strict=True):
+        owned[start : start + count] = True
+    rng = np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.standard_normal(shape) / 4, dtype)
+
+    x, d_out = draw(rows, width) * owned, draw(rows, width) * owned
+    w_in, w_out = draw(num_experts, width, 2, hidden), draw(num_experts, hidden, width)
+    flat = w_in.reshape(num_experts, width, -1)
+
+    def mlp(name: str, fused: bool):
+        def f(x, w_in, w_out):
+            if fused:
+                return grouped._fused_swiglu(x, w_in, w_out, segments)
+            h = grouped._matmul(x, w_in.reshape(flat.shape), segments, name)
+            return grouped._matmul(
+                jax.nn.silu(h[:, :hidden]) * h[:, hidden:], w_out, segments, name
+            )
+
+        y, vjp = jax.vjp(f, x, w_in, w_out)
+        d_x, *d_w = vjp(d_out.astype(y.dtype))
+        return [np.asarray(jnp.where(owned, a, 0), np.float32) for a in (y, d_x)] + [
+            np.asarray(a, np.float32) for a in d_w
+        ]
+
+    truth = mlp("portable", False)
+    for fused in (False, True) if name == "hopper" else (False,):
+        for what, got, want in zip(
+            ("y", "dx", "dw_in", "dw_out"), mlp(name, fused), truth, strict=True
+        ):
+            error = np.linalg.norm(got - want) / np.linalg.norm(want)
+            if not error < 0.02:
+                return f"{what} off by {error:.3g}{' (fused)' if fused else ''}"
+            if what.startswith("dw") and np.any(got[counts == 0]):
+                return f"{what} of an expert without rows is not zero"
+    return None
