@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from vimoe_jax.moe import dispatch, grouped, routing
+from vimoe_jax.moe import dispatch, routing
 from vimoe_jax.moe.experts import Experts
 from vimoe_jax.parallel.mesh import make_mesh
 from vimoe_jax.parallel.rules import use_mesh
