@@ -23,9 +23,9 @@ def get_config():
     c.model.decoder.moe.capacity_factor = 1.0
 
     c.optim.learning_rate = 2e-3
-    c.train.steps = 1120
+    c.train.steps = 1500
     c.train.batch_size = 16
     c.train.log_every = 25
-    c.eval.every = 560
-    c.checkpoint.every = 560
+    c.eval.every = 500
+    c.checkpoint.every = 500
     return c
