@@ -194,7 +194,7 @@ def measure(v: Variant) -> dict[str, Any]:
     mesh = make_mesh({}, [device])
     blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
     axes = blueprint.axes()
-    trainable = {n for n in axes if optim.rate(c.optim, n) > 0}
+    trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - blueprint.buffers()
     tx = optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)})
     where = state_lib.shardings(blueprint, tx, trainable, mesh)
 

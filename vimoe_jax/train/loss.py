@@ -15,7 +15,7 @@ from vimoe_jax.parallel import rules
 from vimoe_jax.parallel.rules import constrain
 
 # Logits that a device may hold at once (elements); above it, tokens come in chunks.
-_MAX_LOGITS = 1 << 26
+_MAX_LOGITS = 1 << 27  # half a GiB
 
 
 @struct.dataclass
@@ -43,7 +43,7 @@ def cross_entropy(
       d_hidden = d_logits · matrix      d_matrix = d_logitsᵀ · hidden
 
     and the backward pass only scales them: three products with the vocabulary instead of four, and
-    no logits are saved. Beyond 2^26 logits a device, chunks of tokens are scanned.
+    no logits are saved. Beyond 2^27 logits a device, chunks of tokens are scanned.
 
     Args:
       hidden: float32 or bfloat16; products run in its dtype and accumulate in float32.
