@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# Large pages for XLA's buffers: without them a CPU run spends a tenth of its time on page faults.
+# Large pages for XLA's buffers: without them every step on a CPU takes thousands of page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: run test lint bench clean

@@ -27,6 +27,11 @@ def get_config():
     c.model.decoder.moe.num_experts = 4
     c.model.decoder.moe.mlp_dim = 16
     c.model.decoder.moe.group_size = 128
+    # State that no optimizer holds: it must survive kills and restores like everything else.
+    c.model.decoder.moe.bias_rate = 0.01
+    c.model.connector.moe.num_experts = 2
+    c.model.connector.moe.experts_per_token = 1
+    c.model.connector.moe.router = "hash"
 
     c.train.steps = 12
     c.train.batch_size = 4

@@ -13,7 +13,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from benchmarks.moe_layer import SHAPES
 from tests.moe import kernels
 from tests.moe.test_grouped import few_reference
-from vimoe_jax.moe import grouped, hopper, proof, segments, tiles
+from vimoe_jax.moe import grouped, hopper, mosaic, proof, segments, tiles
 from vimoe_jax.moe.hopper import ROWS, Tiles
 
 BF16 = jnp.bfloat16
@@ -100,7 +100,7 @@ interpreted = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _three_multiprocessors(monkeypatch):
-    monkeypatch.setattr(hopper, "_multiprocessors", lambda: 3)
+    monkeypatch.setattr(mosaic, "multiprocessors", lambda: 3)
 
 
 def alone(f):

@@ -113,3 +113,16 @@ def test_every_kind_has_a_name_in_the_report():
     from vimoe_jax.evaluate.report_text import KINDS
 
     assert [k.name.lower() for k in TokenKind] == list(KINDS) and len(KINDS) == NUM_KINDS
+
+
+def test_a_disk_that_fills_up_under_tensorboard_is_no_second_error(tmp_path, monkeypatch):
+    writer = MetricWriter(tmp_path, 0)
+    writer.write(1, {"train/loss": 1.0})
+    events = writer._events.file_writer.event_writer
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(events, "flush", full)
+    writer.close()
+    events.close()  # what tensorboardX does once more when Python ends

@@ -137,8 +137,8 @@ def test_a_finished_run_trains_no_further(whole, env, tmp_path):
     assert {"eval/vqa/accuracy", "eval/vqa/floor_per_type", "eval/caption/cider"} <= set(last)
     assert (workdir / "eval/test/predictions.jsonl").exists()
     experts = json.loads((workdir / "eval/test/experts.json").read_text())
-    assert [layer["name"] for layer in experts["layers"]] == ["decoder.1"]
-    assert sum(experts["layers"][0]["load"]) == pytest.approx(1)
+    assert [layer["name"] for layer in experts["layers"]] == ["connector", "decoder.1"]
+    assert [sum(layer["load"]) for layer in experts["layers"]] == pytest.approx([1, 1])
 
 
 def test_another_model_needs_another_workdir(whole, env):

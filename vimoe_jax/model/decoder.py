@@ -144,7 +144,7 @@ class Decoder(nnx.Module):
         rotation = rotary(positions, self.config.head_dim, self.config.rope_theta)
 
         def apply(block: DecoderBlock, x, cache, key):
-            h, cache = block.attention(block.norm1(x), mask, rotation, cache, offset, causal=True)
+            h, cache = block.attention(block.norm1(x), mask, rotation, cache, offset)
             x = x + h
             h, report = block.norm2(x), None
             if isinstance(block.mlp, MoE):

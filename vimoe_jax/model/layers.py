@@ -146,7 +146,6 @@ class Attention(nnx.Module):
         rotation: tuple[Float[Array, "B S half"], Float[Array, "B S half"]] | None = None,
         cache: KVCache | None = None,
         offset: Int[Array, ""] | int = 0,
-        causal: bool = False,
     ) -> tuple[Float[Array, "B S D"], KVCache | None]:
         """Attends.
 
@@ -156,7 +155,6 @@ class Attention(nnx.Module):
           rotation: cosine and sine of the rotary angles, from `rotary`.
           cache: keys and values before; the new ones are written at `offset`.
           offset: the same for all rows.
-          causal: says that `mask` lets nobody see later places (fused kernels skip those blocks).
 
         Returns:
           The output, and the cache with the new positions in it (None if none was given).
@@ -175,8 +173,7 @@ class Attention(nnx.Module):
         how = self.implementation
         if how == "auto":
             how = "cudnn" if cache is None and _cudnn_takes(q) else "xla"
-        causal = causal and how == "cudnn" and cache is None
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation=how)
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=how)
         out = jnp.einsum("bshn,hnd->bsd", y, self.out[...].astype(self.dtype))
         if self.bias:
             out += self.out_bias[...].astype(self.dtype)

@@ -111,7 +111,7 @@ def swiglu(
     dims = (w_in.shape[1], w_in.shape[3], w_out.shape[2])
     name = backend(x.dtype, *dims)
     if name == "hopper":
-        return _fused_swiglu(x, w_in, w_out, segments)
+        return fused_swiglu(x, w_in, w_out, segments)
     num_experts, inner, _, width = w_in.shape
     h = matmul(x, w_in.reshape(num_experts, inner, 2 * width), segments, name)
     gate, up = jnp.split(h, 2, axis=1)  # its gradient is a concatenation, where slices would pad
@@ -119,7 +119,13 @@ def swiglu(
 
 
 @jax.custom_vjp
-def _fused_swiglu(x, w_in, w_out, segments):
+def fused_swiglu(
+    x: Float[Array, "R D"],
+    w_in: Float[Array, "E D 2 F"],
+    w_out: Float[Array, "E F O"],
+    segments: Segments,
+) -> Float[Array, "R O"]:
+    """`swiglu` by the Hopper kernels, whether or not they are trusted."""
     return _fused_swiglu_fwd(x, w_in, w_out, segments)[0]
 
 
@@ -146,7 +152,7 @@ def _fused_swiglu_bwd(saved, d_out):
     return d_x, d_w_in, _weights(h, d_out, segments, "hopper"), None
 
 
-_fused_swiglu.defvjp(_fused_swiglu_fwd, _fused_swiglu_bwd)
+fused_swiglu.defvjp(_fused_swiglu_fwd, _fused_swiglu_bwd)
 
 
 def few_rows(

@@ -7,13 +7,12 @@ belongs to one expert, named by a table, and the inner loops know nothing of rag
   gradient;
 * `gated`: the same with two right sides and SwiGLU in the epilogue, which saves reading the two
   results back from memory;
+* `gated_backward`: the product by the transpose and SwiGLU's gradients, in one pass too;
 * `weights`: `out[e] = lhs[rows of e]ᵀ @ rhs[rows of e]`, for the weights' gradient; zero for an
   expert without rows.
 
-One CTA per multiprocessor takes output tiles in turn. One of its warpgroups only copies tiles into
-shared memory (TMA), across the boundary between output tiles, while two others multiply (wgmma,
-float32 accumulators). An order of output tiles that stays within a few row tiles keeps the weights
-of an expert in the L2 cache.
+An output tile is computed by one CTA (`vimoe_jax.moe.mosaic`) with float32 accumulators. An order
+of output tiles that stays within a few row tiles keeps an expert's weights in the L2 cache.
 """
 
 from __future__ import annotations
@@ -28,8 +27,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
+from vimoe_jax.moe import mosaic
+from vimoe_jax.moe.mosaic import Job, block, place, write
+
 ROWS = 128  # of a row tile; every expert's rows are padded to a multiple
-_EPILOGUE = 64  # rows and columns written back at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,119 +58,8 @@ def supported() -> bool:
     return device.platform == "gpu" and str(getattr(device, "compute_capability", "")) == "9.0"
 
 
-def _multiprocessors() -> int:
-    return getattr(jax.devices()[0], "core_count", None) or 132
-
-
-def _transforms(columns: int, dtype: jnp.dtype) -> tuple:
-    """The swizzled layout that TMA writes and wgmma reads, for blocks of that many columns."""
-    itemsize = jnp.dtype(dtype).itemsize
-    swizzle = plgpu.find_swizzle(columns * itemsize * 8)
-    return plgpu.TilingTransform((8, swizzle // itemsize)), plgpu.SwizzleTransform(swizzle)
-
-
-def _block(rows: int, columns: int, index_map, dtype: jnp.dtype) -> plgpu.BlockSpec:
-    return plgpu.BlockSpec((rows, columns), index_map, transforms=_transforms(columns, dtype))
-
-
-def _place(number: jax.Array, tiles: jax.Array, across: int, width: int):
-    """Output tile's number -> (row tile, column tile): `width` row tiles side by side at a time."""
-    chunk = lax.div(number, width * across)
-    inside = lax.rem(number, width * across)
-    high = jnp.minimum(width, tiles - chunk * width)
-    return chunk * width + lax.rem(inside, high), lax.div(inside, high)
-
-
-def _for_each(total: jax.Array | int, f, allocations: dict, *, chained: bool) -> None:
-    """Runs `f(output tile, turn, allocations)` for every output tile that falls to this CTA."""
-    sm, count = lax.axis_index("sm"), lax.axis_size("sm")
-    turns = lax.div(total - sm + count - 1, jnp.int32(count))
-
-    def step(turn, _):
-        f(sm + turn * count, turn, allocations)
-
-    lax.fori_loop(0, turns, step, None)
-    if chained:
-        # Each output tile left its last stages to the next one to wait for; the last has no next.
-        @pl.when((lax.axis_index("wg") == 2) & (turns > 0))
-        def _():
-            for barrier in allocations["flat_consumed_barrier_refs"]:
-                for slot in range(barrier.shape[0]):
-                    plgpu.barrier_wait(barrier.at[slot])
-
-
-def _write(values: jax.Array, out, smem, row: jax.Array, column: jax.Array) -> None:
-    """Registers to device memory, block by block through two buffers in turn.
-
-    Args:
-      values: in registers.
-      out: the whole output.
-      smem: (2, _EPILOGUE, _EPILOGUE) of this warpgroup.
-      row: where the values' first row goes.
-      column: where their first column goes.
-    """
-    size, slot = _EPILOGUE, 0
-    for i in range(0, values.shape[0], size):
-        for j in range(0, values.shape[1], size):
-            plgpu.wait_smem_to_gmem(1, wait_read_only=True)
-            smem[slot] = values[i : i + size, j : j + size].astype(smem.dtype)
-            plgpu.commit_smem()
-            target = out.at[pl.ds(row + i, size), pl.ds(column + j, size)]
-            plgpu.copy_smem_to_gmem(smem.at[slot], target)
-            slot = 1 - slot
-
-
-def _pipeline(specs, steps, stages: int, *, multiply=None, finish=None, state=None):
-    """A pipeline over the contraction; without `multiply`, good for its allocations only."""
-
-    def nothing(*_, **__):
-        return None
-
-    return plgpu.emit_pipeline_warp_specialized(
-        multiply or nothing,
-        grid=(steps,),
-        memory_registers=40,
-        in_specs=specs,
-        wg_axis="wg",
-        num_compute_wgs=2,
-        max_concurrent_steps=stages,
-        pipeline_state=state,
-        compute_context=finish or nothing,
-    )
-
-
-def _state(turn: jax.Array) -> jax.Array:
-    """The first output tile of a CTA fills the pipeline; later ones find it filled."""
-    start, steady = plgpu.PipelinePipeline.START, plgpu.PipelinePipeline.STEADY
-    return jnp.where(turn == 0, jnp.int32(start), jnp.int32(steady))
-
-
 def _sigmoid(x: jax.Array) -> jax.Array:
     return 1 / (1 + jnp.exp(-x))
-
-
-def _kernel(name: str, body, out_type, **scratch):
-    """A persistent kernel: one CTA a multiprocessor, two warpgroups multiply and one copies.
-
-    Without other `scratch`, `smem` holds two blocks a warpgroup for `_write`.
-    """
-    dtype, size = jax.tree.leaves(out_type)[0].dtype, _EPILOGUE
-    body.__name__ = f"moe_{name}"  # what profiles show
-    if not scratch:
-        blocks = plgpu.SMEM((2, 2, size, size), dtype, transforms=_transforms(size, dtype))
-        scratch = dict(smem=blocks)
-    return plgpu.kernel(
-        body,
-        out_type=out_type,
-        grid=(_multiprocessors(),),
-        grid_names=("sm",),
-        num_threads=3,
-        thread_name="wg",
-        compiler_params=plgpu.CompilerParams(
-            lowering_semantics=plgpu.LoweringSemantics.Warpgroup,
-        ),
-        scratch_types=scratch,
-    )
 
 
 def rows(
@@ -195,17 +85,16 @@ def rows(
     columns = rhs.shape[1] if transposed else rhs.shape[2]
     half = cut.columns // 2
     across, steps = columns // cut.columns, lhs.shape[1] // cut.inner
-    chained = steps % cut.stages == 0
 
     def body(expert_ref, tiles_ref, lhs_ref, rhs_ref, out_ref, smem):
         wg, used = lax.axis_index("wg"), tiles_ref[0]
 
         def specs(m, n):
             if transposed:
-                right = _block(cut.columns, cut.inner, lambda k: (n, k), dtype)
+                right = block(cut.columns, cut.inner, lambda k: (n, k), dtype)
             else:
-                right = _block(cut.inner, cut.columns, lambda k: (k, n), dtype)
-            return [_block(cut.rows, cut.inner, lambda k: (m, k), dtype), right]
+                right = block(cut.inner, cut.columns, lambda k: (k, n), dtype)
+            return [block(cut.rows, cut.inner, lambda k: (m, k), dtype), right]
 
         def multiply(_, left, right, acc):
             mine = pl.ds(wg * half, half)
@@ -214,34 +103,25 @@ def rows(
             plgpu.wgmma_wait(0)
             return acc
 
-        def output_tile(number, turn, allocations):
-            m, n = _place(number, used, across, cut.width)
+        def job(number):
+            m, n = place(number, used, across, cut.width)
 
             def finish(run):
                 @functools.partial(pl.run_scoped, acc=plgpu.ACC((cut.rows, half), jnp.float32))
                 def _(acc):
                     run(acc)
                     column = n * cut.columns + wg * half
-                    _write(acc[...], out_ref, smem.at[wg], m * cut.rows, column)
+                    write(acc[...], out_ref, smem.at[wg], m * cut.rows, column)
 
-            state = _state(turn) if chained else None
-            run = _pipeline(
-                specs(m, n), steps, cut.stages, multiply=multiply, finish=finish, state=state
-            )
-            run(lhs_ref, rhs_ref.at[expert_ref[m]], allocations=allocations)
+            operands = (lhs_ref, rhs_ref.at[expert_ref[m]])
+            return Job(specs(m, n), operands, steps, multiply, finish)
 
-        zero = jnp.int32(0)
-        outline = _pipeline(specs(zero, zero), steps, cut.stages)
-        pl.run_scoped(
-            lambda a: _for_each(used * across, output_tile, a, chained=chained),
-            a=outline.get_allocations(lhs_ref, rhs_ref.at[0]),
-            collective_axes="wg",
-        )
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        outline = Job(specs(0, 0), (lhs_ref, rhs_ref.at[0]), steps)
+        mosaic.output_tiles(used * across, job, outline, cut.stages)
 
     out_type = jax.ShapeDtypeStruct((lhs.shape[0], columns), dtype)
     name = "rows_transposed" if transposed else "rows"
-    return _kernel(name, body, out_type)(expert, tiles, lhs, rhs)
+    return mosaic.kernel(name, body, out_type)(expert, tiles, lhs, rhs)
 
 
 def gated(
@@ -269,16 +149,15 @@ def gated(
     by_rows = cut.rows == ROWS
     part = (cut.rows // 2, half) if by_rows else (cut.rows, half // 2)
     across, steps = columns // half, inner // cut.inner
-    chained = steps % cut.stages == 0
 
     def body(expert_ref, tiles_ref, lhs_ref, rhs_ref, both_ref, out_ref, smem):
         wg, used = lax.axis_index("wg"), tiles_ref[0]
 
         def specs(m, n):
             return [
-                _block(cut.rows, cut.inner, lambda k: (0 if shared else m, k), dtype),
-                _block(cut.inner, half, lambda k: (k, n), dtype),
-                _block(cut.inner, half, lambda k: (k, n + across), dtype),
+                block(cut.rows, cut.inner, lambda k: (0 if shared else m, k), dtype),
+                block(cut.inner, half, lambda k: (k, n), dtype),
+                block(cut.inner, half, lambda k: (k, n + across), dtype),
             ]
 
         def multiply(_, left, right_gate, right_up, acc):
@@ -292,8 +171,8 @@ def gated(
             plgpu.wgmma_wait(0)
             return acc
 
-        def output_tile(number, turn, allocations):
-            m, n = _place(number, used, across, cut.width)
+        def job(number):
+            m, n = place(number, used, across, cut.width)
 
             def finish(run):
                 acc = plgpu.ACC(part, jnp.float32)
@@ -308,31 +187,21 @@ def gated(
                     else:
                         column += wg * part[1]
                     if not shared:
-                        _write(gate, both_ref, smem.at[wg], row, column)
-                        _write(up, both_ref, smem.at[wg], row, columns + column)
-                    _write(gate * _sigmoid(gate) * up, out_ref, smem.at[wg], row, column)
+                        write(gate, both_ref, smem.at[wg], row, column)
+                        write(up, both_ref, smem.at[wg], row, columns + column)
+                    write(gate * _sigmoid(gate) * up, out_ref, smem.at[wg], row, column)
 
-            state = _state(turn) if chained else None
-            run = _pipeline(
-                specs(m, n), steps, cut.stages, multiply=multiply, finish=finish, state=state
-            )
             right = rhs_ref.at[expert_ref[m]]
-            run(lhs_ref, right, right, allocations=allocations)
+            return Job(specs(m, n), (lhs_ref, right, right), steps, multiply, finish)
 
-        zero = jnp.int32(0)
-        outline = _pipeline(specs(zero, zero), steps, cut.stages)
-        pl.run_scoped(
-            lambda a: _for_each(used * across, output_tile, a, chained=chained),
-            a=outline.get_allocations(lhs_ref, rhs_ref.at[0], rhs_ref.at[0]),
-            collective_axes="wg",
-        )
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        outline = Job(specs(0, 0), (lhs_ref, rhs_ref.at[0], rhs_ref.at[0]), steps)
+        mosaic.output_tiles(used * across, job, outline, cut.stages)
 
     num_rows = expert.shape[0] * cut.rows
     both = jax.ShapeDtypeStruct((cut.rows if shared else num_rows, 2 * columns), dtype)
     out = jax.ShapeDtypeStruct((num_rows, columns), dtype)
     flat = rhs.reshape(num_experts, inner, 2 * columns)
-    return _kernel("gated", body, (both, out))(expert, tiles, lhs, flat)
+    return mosaic.kernel("gated", body, (both, out))(expert, tiles, lhs, flat)
 
 
 def gated_backward(
@@ -360,8 +229,7 @@ def gated_backward(
     dtype, columns = d_out.dtype, rhs.shape[1]
     half = cut.columns // 2
     across, steps = columns // cut.columns, d_out.shape[1] // cut.inner
-    chained = steps % cut.stages == 0
-    size = _EPILOGUE
+    size = mosaic.EPILOGUE
     blocks = [(i, j) for i in range(ROWS // size) for j in range(half // size)]
 
     def body(expert_ref, tiles_ref, d_out_ref, rhs_ref, both_ref, d_both_ref, smem, loaded):
@@ -369,12 +237,12 @@ def gated_backward(
 
         def specs(m, n):
             return [
-                _block(ROWS, cut.inner, lambda k: (m, k), dtype),
-                _block(cut.columns, cut.inner, lambda k: (n, k), dtype),
+                block(ROWS, cut.inner, lambda k: (m, k), dtype),
+                block(cut.columns, cut.inner, lambda k: (n, k), dtype),
             ]
 
-        def output_tile(number, turn, allocations):
-            m, n = _place(number, used, across, cut.width)
+        def job(number):
+            m, n = place(number, used, across, cut.width)
 
             def part(ref, which, i, j):
                 column = which * columns + n * cut.columns + wg * half + j * size
@@ -418,29 +286,22 @@ def gated_backward(
                                 smem.at[wg, b, which], part(d_both_ref, which, i, j)
                             )
 
-            state = _state(turn) if chained else None
-            run = _pipeline(
-                specs(m, n), steps, cut.stages, multiply=multiply, finish=finish, state=state
-            )
-            run(d_out_ref, rhs_ref.at[expert_ref[m]], allocations=allocations)
+            operands = (d_out_ref, rhs_ref.at[expert_ref[m]])
+            return Job(specs(m, n), operands, steps, multiply, finish)
 
-        zero = jnp.int32(0)
-        outline = _pipeline(specs(zero, zero), steps, cut.stages)
-        pl.run_scoped(
-            lambda a: _for_each(used * across, output_tile, a, chained=chained),
-            a=outline.get_allocations(d_out_ref, rhs_ref.at[0]),
-            collective_axes="wg",
-        )
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        outline = Job(specs(0, 0), (d_out_ref, rhs_ref.at[0]), steps)
+        mosaic.output_tiles(used * across, job, outline, cut.stages)
 
     out_type = jax.ShapeDtypeStruct(both.shape, dtype)
     scratch = dict(
         smem=plgpu.SMEM(
-            (2, len(blocks), 2, size, size), dtype, transforms=_transforms(size, dtype)
+            (2, len(blocks), 2, size, size), dtype, transforms=mosaic.transforms(size, dtype)
         ),
         loaded=plgpu.Barrier(num_arrivals=2 * len(blocks), num_barriers=2),
     )
-    return _kernel("gated_backward", body, out_type, **scratch)(expert, tiles, d_out, rhs, both)
+    return mosaic.kernel("gated_backward", body, out_type, **scratch)(
+        expert, tiles, d_out, rhs, both
+    )
 
 
 def weights(
@@ -468,8 +329,8 @@ def weights(
 
         def specs(first, m, n):
             return [
-                _block(cut.inner, ROWS, lambda k: (first + k, m), dtype),
-                _block(cut.inner, cut.columns, lambda k: (first + k, n), dtype),
+                block(cut.inner, ROWS, lambda k: (first + k, m), dtype),
+                block(cut.inner, cut.columns, lambda k: (first + k, n), dtype),
             ]
 
         def multiply(_, left, right, acc):
@@ -477,31 +338,23 @@ def weights(
             plgpu.wgmma_wait(0)
             return acc
 
-        def output_tile(number, _, allocations):
+        def job(number):
             e = lax.div(number, jnp.int32(down * across))
-            m, n = _place(lax.rem(number, jnp.int32(down * across)), down, across, cut.width)
+            m, n = place(lax.rem(number, jnp.int32(down * across)), down, across, cut.width)
 
             def finish(run):
                 @functools.partial(pl.run_scoped, acc=plgpu.ACC((ROWS, half), jnp.float32))
                 def _(acc):
                     run(acc)
                     column = n * cut.columns + wg * half
-                    _write(acc[...], out_ref.at[e], smem.at[wg], m * ROWS, column)
+                    write(acc[...], out_ref.at[e], smem.at[wg], m * ROWS, column)
 
             first = lax.div(starts_ref[e], jnp.int32(cut.inner))
             steps = lax.div(sizes_ref[e], jnp.int32(cut.inner))
-            run = _pipeline(specs(first, m, n), steps, cut.stages, multiply=multiply, finish=finish)
-            run(lhs_ref, rhs_ref, allocations=allocations)
+            return Job(specs(first, m, n), (lhs_ref, rhs_ref), steps, multiply, finish)
 
-        zero = jnp.int32(0)
-        outline = _pipeline(specs(zero, zero, zero), zero, cut.stages)
-        total = num_experts * down * across
-        pl.run_scoped(
-            lambda a: _for_each(total, output_tile, a, chained=False),
-            a=outline.get_allocations(lhs_ref, rhs_ref),
-            collective_axes="wg",
-        )
-        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        outline = Job(specs(0, 0, 0), (lhs_ref, rhs_ref), jnp.int32(0))
+        mosaic.output_tiles(num_experts * down * across, job, outline, cut.stages)
 
     out_type = jax.ShapeDtypeStruct((num_experts, lhs.shape[1], rhs.shape[1]), dtype)
-    return _kernel("weights", body, out_type)(starts, sizes, lhs, rhs)
+    return mosaic.kernel("weights", body, out_type)(starts, sizes, lhs, rhs)

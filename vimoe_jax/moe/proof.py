@@ -67,11 +67,9 @@ def check(name: str, dtype: jnp.dtype) -> str | None:
     def mlp(name: str, fused: bool):
         def f(x, w_in, w_out):
             if fused:
-                return grouped._fused_swiglu(x, w_in, w_out, segments)
-            h = grouped._matmul(x, w_in.reshape(flat.shape), segments, name)
-            return grouped._matmul(
-                jax.nn.silu(h[:, :hidden]) * h[:, hidden:], w_out, segments, name
-            )
+                return grouped.fused_swiglu(x, w_in, w_out, segments)
+            h = grouped.matmul(x, w_in.reshape(flat.shape), segments, name)
+            return grouped.matmul(jax.nn.silu(h[:, :hidden]) * h[:, hidden:], w_out, segments, name)
 
         y, vjp = jax.vjp(f, x, w_in, w_out)
         d_x, *d_w = vjp(d_out.astype(y.dtype))

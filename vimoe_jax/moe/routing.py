@@ -40,17 +40,14 @@ class Assignment:
         self, num_experts: int, capacity: int, valid: Bool[Array, "G M"]
     ) -> tuple[Float[Array, "G M E"], Float[Array, "G M E"]]:
         """How often each valid token was sent to each expert, and how often it found a slot."""
-        kept = self.slot < capacity
-        if self.expert.shape[-1] == num_experts:
-            # A choice for every expert: what is not kept was never asked for (expert choice), or
-            # every expert was asked for. Dropped choices are then told apart by their weight.
-            routed = jnp.where(valid[..., None], kept | (self.weight > 0), False)
-        else:
-            routed = jnp.broadcast_to(valid[..., None], kept.shape)
+        kept = (self.slot < capacity) & valid[..., None]
+        # A choice that has no slot was dropped if it would have weighed anything; otherwise nobody
+        # made it (an expert that did not choose the token).
+        routed = kept | (self.weight > 0)
         one_hot = jax.nn.one_hot(self.expert, num_experts, dtype=jnp.float32)
         return (
             jnp.einsum("gmk,gmke->gme", routed.astype(jnp.float32), one_hot),
-            jnp.einsum("gmk,gmke->gme", (routed & kept).astype(jnp.float32), one_hot),
+            jnp.einsum("gmk,gmke->gme", kept.astype(jnp.float32), one_hot),
         )
 
 

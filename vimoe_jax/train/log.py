@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -42,9 +43,17 @@ class MetricWriter:
                 self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Flushes and closes both.
+
+        TensorBoard's files are copies: where a full disk keeps their last numbers out, the error of
+        what the run itself could not write is the one to show.
+        """
         self._file.close()
-        self._events.close()
+        events = self._events.file_writer.event_writer
+        with contextlib.suppress(OSError, ValueError):
+            self._events.close()
+        # tensorboardX closes again when Python ends, with a traceback if the first time failed.
+        events._closed = True
 
 
 def _clean(value: float | Sequence[float]) -> Any:
