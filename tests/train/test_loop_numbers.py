@@ -1,6 +1,5 @@
 """What the loop logs of a step: numbers of MoE layers by part, kind of token and layer."""
 
-import json
 import math
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 from vimoe_jax.model.tokens import NUM_KINDS, TokenKind
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.train import loop
-from vimoe_jax.train.log import MetricWriter
 from vimoe_jax.train.loss import TokenLoss
 from vimoe_jax.train.step import StepMetrics
 
@@ -99,30 +97,7 @@ def test_the_line_names_the_worst_part():
     assert loop._line(numbers | rates).endswith("3 tokens/s · 50.0% dropped, load 2.00× mean")
 
 
-def test_lists_are_written_and_numbers_that_are_none_are_null(tmp_path):
-    writer = MetricWriter(tmp_path, 0)
-    writer.write(1, {"a": 1.5, "b": math.nan, "c_by_layer": [0.5, math.inf]})
-    writer.close()
-    row = json.loads((tmp_path / "metrics.jsonl").read_text())
-    assert row == {"step": 1, "a": 1.5, "b": None, "c_by_layer": [0.5, None]}
-    events = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
-    assert b"c_by_layer/0" in events and b"c_by_layer/1" in events
-
-
 def test_every_kind_has_a_name_in_the_report():
     from vimoe_jax.evaluate.report_text import KINDS
 
     assert [k.name.lower() for k in TokenKind] == list(KINDS) and len(KINDS) == NUM_KINDS
-
-
-def test_a_disk_that_fills_up_under_tensorboard_is_no_second_error(tmp_path, monkeypatch):
-    writer = MetricWriter(tmp_path, 0)
-    writer.write(1, {"train/loss": 1.0})
-    events = writer._events.file_writer.event_writer
-
-    def full():
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(events, "flush", full)
-    writer.close()
-    events.close()  # what tensorboardX does once more when Python ends

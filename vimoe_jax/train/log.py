@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,7 @@ class MetricWriter:
         self.path = workdir / "metrics.jsonl"
         _keep_until(self.path, resume_step)
         self._file = open(self.path, "a", encoding="utf-8")
-        from tensorboardX import SummaryWriter
-
-        # TensorBoard drops the events of steps that are written again after `purge_step`.
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step or None)
+        self._events = _Events(workdir / "tensorboard", resume_step)
 
     def write(self, step: int, metrics: Mapping[str, float | Sequence[float]]) -> None:
         """One line; values that are not finite are written as null, which JSON can hold.
@@ -35,25 +33,51 @@ class MetricWriter:
         clean = {n: _clean(v) for n, v in metrics.items()}
         self._file.write(json.dumps({"step": step, **clean}) + "\n")
         self._file.flush()
+        curves = {}
         for name, value in metrics.items():
             if isinstance(value, Sequence):
-                for i, v in enumerate(value):
-                    self._events.add_scalar(f"{name}/{i}", v, step)
+                curves |= {f"{name}/{i}": v for i, v in enumerate(value)}
             else:
-                self._events.add_scalar(name, value, step)
+                curves[name] = value
+        self._events.write(step, curves)
 
     def close(self) -> None:
-        """Flushes and closes both.
-
-        TensorBoard's files are copies: where a full disk keeps their last numbers out, the error of
-        what the run itself could not write is the one to show.
-        """
+        """Flushes and closes both."""
         self._file.close()
-        events = self._events.file_writer.event_writer
-        with contextlib.suppress(OSError, ValueError):
-            self._events.close()
-        # tensorboardX closes again when Python ends, with a traceback if the first time failed.
-        events._closed = True
+        self._events.close()
+
+
+class _Events:
+    """A TensorBoard file, written as the lines are.
+
+    tensorboardX's own `SummaryWriter` writes from a thread and closes at exit: on a full disk, both
+    end in tracebacks that nobody can catch.
+    """
+
+    def __init__(self, directory: Path, resume_step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
+
+        directory.mkdir(exist_ok=True)
+        self._event = event_pb2.Event
+        self._writer = EventsWriter(str(directory / "events"))
+        if resume_step:
+            # TensorBoard drops earlier files' events from this step on.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._writer.write_event(self._event(step=resume_step + 1, session_log=start))
+
+    def write(self, step: int, curves: Mapping[str, float]) -> None:
+        from tensorboardX.summary import scalar
+
+        for name, value in curves.items():
+            event = self._event(step=step, wall_time=time.time(), summary=scalar(name, value))
+            self._writer.write_event(event)
+        self._writer.flush()
+
+    def close(self) -> None:
+        # Everything was flushed; what a full disk refused then was an error then.
+        with contextlib.suppress(OSError):
+            self._writer.close()
 
 
 def _clean(value: float | Sequence[float]) -> Any:
