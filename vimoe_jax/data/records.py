@@ -18,6 +18,7 @@ class QA:
       question: as published (not yet normalised); empty for captions.
       answers: all references; several captions of a picture are several answers of one QA.
       type: the dataset's own question type ("color", "number", "title", …), or "".
+      explanations: why the answer is what it is, where a dataset says so.
     """
 
     id: str
@@ -25,6 +26,7 @@ class QA:
     question: str
     answers: tuple[str, ...]
     type: str = ""
+    explanations: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
