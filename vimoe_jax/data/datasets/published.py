@@ -41,8 +41,8 @@ class Asked:
     Attributes:
       where: `file:line`, or `file: annotations[12]`; what messages call it.
       picture: the picture it is about.
-      qa: as published, text untouched; `id` unique within the split; `answers` as many as published,
-        possibly empty ones.
+      qa: as published, text untouched; `id` unique within the split; `answers` as many as were
+        published, possibly empty ones.
     """
 
     where: str
