@@ -67,13 +67,19 @@ class Files:
         """The file whose base name fits a pattern; None if there is none.
 
         Args:
-          *patterns: of `fnmatch`, case left aside; the first that fits a file decides.
+          *patterns: of `fnmatch`, case left aside; the first that fits a file decides. One with
+            folders in it (`public_test/truth.json`) has to fit as many of the path's last.
 
         Raises:
           UserError: several files fit, none lies less deep than the others, and they differ.
         """
         for pattern in map(_fold, patterns):
-            fit = [p for p in self._paths if fnmatch.fnmatchcase(_fold(p.name), pattern)]
+            parts = pattern.count("/") + 1
+            fit = [
+                path
+                for path in self._paths
+                if fnmatch.fnmatchcase(_fold("/".join(path.parts[-parts:])), pattern)
+            ]
             found = [p for p in map(self.root.joinpath, fit) if p.is_file()]
             found = [p for p in found if len(p.parts) == len(found[0].parts)]
             for other in found[1:]:
