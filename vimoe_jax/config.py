@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vimoe_jax import schema
+from vimoe_jax.data import mixture
 from vimoe_jax.errors import UserError
 from vimoe_jax.moe.options import MoEOptions, complaints
 from vimoe_jax.schema import at_least, between, field, more_than, one_of
@@ -93,16 +94,21 @@ class Model:
 class Data:
     """What is read, and how it becomes rows."""
 
-    dataset: str = field("viscenes", "Which dataset.", one_of("viscenes", "jsonl"))
+    dataset: str = field(
+        "viscenes",
+        "One dataset or several, NAME[@VARIANT][:WEIGHT],…; weights say how often their pictures "
+        "are drawn, relative to each other.",
+    )
     dir: str = field("data", "Where prepared datasets lie (ViScenes is generated there if absent).")
-    source: str = field("", "The JSONL file, for dataset 'jsonl'.")
+    source: str = field("", "The JSONL file of dataset 'jsonl'.")
     variant: str = field(
         "default", "ViScenes' size: 'default' or 'tiny'.", one_of("default", "tiny")
     )
     train_split: str = field("train", "Trained on; '' for the whole JSONL file.")
     val_split: str = field("validation", "Its loss picks the best checkpoint.")
     test_splits: tuple[str, ...] = field(
-        ("test", "test_compositional"), "Scored at the end; the first one as eval/…"
+        ("test", "test_compositional"),
+        "Scored at the end, SPLIT or NAME/SPLIT; the first one as eval/… if the dataset is one.",
     )
     tokenizer: str = field(
         "", "A SentencePiece model; '' trains one on the training split's texts."
@@ -113,6 +119,9 @@ class Data:
     )
     prompt_length: int = field(48, "Question tokens a row at evaluation.", at_least(4))
     max_questions: int = field(0, "Questions a row at most; 0 for as many as fit.", at_least(0))
+    style: str = field(
+        "plain", "Of prompts: STYLE for all datasets, or PART=STYLE,… for some (docs/data.md)."
+    )
     vary_prompts: bool = field(False, "Draw the prompt's wording in training.")
     resize: str = field("squash", "How a picture becomes square.", one_of("squash", "crop", "pad"))
     workers: int = field(0, "Worker processes that decode; 0 uses threads.", at_least(0))
@@ -300,10 +309,20 @@ def _complaints(c: Config) -> Iterator[str]:
             f"train.accumulate: {c.train.accumulate} does not divide "
             f"train.batch_size = {c.train.batch_size}"
         )
-    if c.data.dataset == "jsonl" and not c.data.source:
-        yield "data.source: dataset 'jsonl' needs the path of a JSONL file"
+    yield from _data_complaints(c.data)
     if not max(c.optim.vision_rate, c.optim.connector_rate, c.optim.decoder_rate):
         yield "optim.decoder_rate: every part is frozen (all rates are 0); nothing would be trained"
+
+
+def _data_complaints(c: Data) -> Iterator[str]:
+    try:
+        names = {part.name for part in mixture.parse(c.dataset, c.style)}
+    except ValueError as e:
+        yield f"data.{e}"
+        return
+    names |= {split.partition("/")[0] for split in c.test_splits if "/" in split}
+    if "jsonl" in names and not c.source:
+        yield "data.source: dataset 'jsonl' needs the path of a JSONL file"
 
 
 def describe(cls: type = Config, path: str = "") -> Iterator[str]:

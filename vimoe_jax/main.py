@@ -70,6 +70,7 @@ def _run(config, workdir: Path, command: str) -> int:
 
 def _evaluate(run, trainer, interrupt) -> bool:
     """Scores the test splits and writes the report; False if a signal came meanwhile."""
+    from vimoe_jax.data import sources
     from vimoe_jax.evaluate import report
     from vimoe_jax.evaluate.run import Interrupted, evaluate_split
     from vimoe_jax.train.log import MetricWriter
@@ -88,10 +89,13 @@ def _evaluate(run, trainer, interrupt) -> bool:
         metrics = {}
         params = trainer.state.all_params()
         try:
-            for i, split in enumerate(c.data.test_splits):
-                prefix = "eval" if i == 0 else f"eval_{split.removeprefix('test_')}"
-                scores = evaluate_split(run, params, split, interrupt=interrupt)
-                metrics |= {f"{prefix}/{name}": value for name, value in scores.items()}
+            main = (c.data.test_splits[0] or "all") if c.data.test_splits else ""
+            for entry in c.data.test_splits:
+                for split in sources.eval_splits(c.data, entry, quiet=True):
+                    named = f"eval_{split.name.removeprefix('test_')}"
+                    prefix = "eval" if split.name == main else named
+                    scores = evaluate_split(run, params, split, interrupt=interrupt)
+                    metrics |= {f"{prefix}/{name}": value for name, value in scores.items()}
         except Interrupted:
             return False
         writer = MetricWriter(run.workdir, step)

@@ -13,12 +13,14 @@ import os
 import signal
 import sys
 import threading
+import zlib
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
 
 from vimoe_jax.data import images, prompts
+from vimoe_jax.data.mixture import Mixture, style_of
 from vimoe_jax.data.records import QA, BadRecord, Source
 from vimoe_jax.data.rows import RowMaker, describe
 from vimoe_jax.data.tokenizer import Tokenizer
@@ -96,7 +98,9 @@ def train_batches(
 ) -> TrainBatches:
     """Shuffled rows without end, in batches of b = batch_size / process_count rows a host.
 
-    Each epoch has its own order and its own draw of questions, answers and wordings.
+    Each epoch has its own order and its own draw of questions, answers and wordings. The parts of a
+    weighted mixture take turns at rates in proportion to their weights (each within a hundredth of
+    itself), each in epochs of its own.
 
     Args:
       source: records.
@@ -130,11 +134,7 @@ def train_batches(
         cache_images,
     )  # fmt: skip
     dataset = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .repeat(_FOREVER // len(source))
-        .random_map(_with_seed)
+        _visits(source, seed)
         .batch(batch_size, batch_fn=list)
         .map(_HostBatch(rows, process_index, process_count))
         .slice(slice(start, None))
@@ -158,9 +158,45 @@ def _mark_flags_parsed() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def _with_seed(index: int, rng: np.random.Generator) -> tuple[int, int]:
-    """A record's index and the seed of this visit to it."""
-    return index, int(rng.integers(1 << 32))
+def _visits(source: Source, seed: int) -> Any:
+    """A `grain.MapDataset` of (record's index, seed of this visit to it), without end."""
+    import grain
+
+    if not (isinstance(source, Mixture) and source.weighted and len(source.parts) > 1):
+        return _epochs(0, len(source), seed, _FOREVER)
+    # By its name, so that a part's order is its own whatever it is mixed with.
+    names = (zlib.crc32(part.label.encode()) for part in source.parts)
+    seeds = (int(np.random.SeedSequence([seed, name]).generate_state(1)[0]) for name in names)
+    length = _FOREVER // len(source.parts)
+    starts = source.starts
+    parts = [
+        _epochs(start, stop - start, own, length)
+        for start, stop, own in zip(starts, starts[1:], seeds, strict=False)
+    ]
+    return grain.MapDataset.mix(parts, weights=[part.weight for part in source.parts])
+
+
+def _epochs(start: int, count: int, seed: int, length: int) -> Any:
+    """Visits to `count` records from `start` on, in an order of its own each epoch."""
+    import grain
+
+    return (
+        grain.MapDataset.range(count)
+        .seed(seed)
+        .shuffle()
+        .repeat(length // count)
+        .random_map(_Visit(start))
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Visit:
+    """A place in a part to the record's index and the seed of this visit."""
+
+    start: int
+
+    def __call__(self, place: int, rng: np.random.Generator) -> tuple[int, int]:
+        return self.start + place, int(rng.integers(1 << 32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +278,9 @@ class EvalBatches:
                 if not asked:
                     continue
                 pixels = images.decode(record.image, self.image_size, self.resize, name=record.id)
-                ids = [self.tokenizer.encode(prompts.prompt_of(qa)) for qa in asked]
+                style = style_of(self.source, index)
+                asks = (prompts.prompt_of(qa, style=style) for qa in asked)
+                ids = [self.tokenizer.encode(text) for text in asks]
             except BadRecord as e:
                 self.skipped.append(str(e))
                 continue
@@ -322,7 +360,8 @@ def suggest_lengths(
     for index in np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int):
         try:
             record = source[int(index)]
-            segments = [_longest(qa, tokenizer) for qa in record.qa]
+            style = style_of(source, int(index))
+            segments = [_longest(qa, tokenizer, style) for qa in record.qa]
         except BadRecord:
             continue
         lengths["segment"] += [len(s.tokens) for s in segments]
@@ -335,6 +374,11 @@ def suggest_lengths(
     }
 
 
-def _longest(qa: QA, tokenizer: Tokenizer) -> prompts.Segment:
-    every = (prompts.segment(qa, tokenizer, answer=i) for i in range(len(qa.answers)))
+def _longest(qa: QA, tokenizer: Tokenizer, style: str) -> prompts.Segment:
+    explanations = len(qa.explanations) if prompts.suited(qa, style) == "explain" else 1
+    every = (
+        prompts.segment(qa, tokenizer, answer=i, style=style, explanation=j)
+        for i in range(len(qa.answers))
+        for j in range(explanations)
+    )
     return max(every, key=lambda s: len(s.tokens))

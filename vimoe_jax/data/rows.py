@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vimoe_jax.data import images, prompts
-from vimoe_jax.data.records import BadRecord, Record, Source
+from vimoe_jax.data.mixture import Mixture, style_of
+from vimoe_jax.data.records import QA, BadRecord, Record, Source
 from vimoe_jax.data.text import normalize
 from vimoe_jax.data.tokenizer import Tokenizer
 
@@ -31,7 +32,7 @@ class RowMaker:
     """Builds training rows; picklable, for Grain's worker processes.
 
     Attributes:
-      source: records.
+      source: records; the parts of a mixture may have styles of their own.
       tokenizer: of questions and answers.
       image_size: pixels on a side.
       text_length: S, text tokens of a row.
@@ -62,7 +63,8 @@ class RowMaker:
         try:
             record = self.source[index]
             pixels = self._pixels(index, record)
-            segments = self._segments(record, np.random.default_rng(seed))
+            style = style_of(self.source, index)
+            segments = self._segments(record, style, np.random.default_rng(seed))
         except BadRecord:
             pixels, segments = None, []
         return self._fill(index, pixels, segments)
@@ -75,17 +77,15 @@ class RowMaker:
             self._cache[index] = pixels
         return pixels
 
-    def _segments(self, record: Record, rng: np.random.Generator) -> list[prompts.Segment]:
+    def _segments(
+        self, record: Record, style: str, rng: np.random.Generator
+    ) -> list[prompts.Segment]:
         """Segments in random order until the row is full; one that is too long is passed over."""
         chosen: list[prompts.Segment] = []
         room = self.text_length
         order = rng.permutation(len(record.qa))
         for i in order:
-            qa = record.qa[i]
-            answer = int(rng.integers(len(qa.answers)))
-            wordings = prompts.num_wordings(qa.task) if self.vary_prompts else 1
-            wording = int(rng.integers(wordings))
-            s = prompts.segment(qa, self.tokenizer, answer=answer, wording=wording)
+            s = self._draw(record.qa[i], style, rng)
             if len(s.tokens) > room:
                 if chosen:
                     continue
@@ -95,6 +95,17 @@ class RowMaker:
             if len(chosen) == self.max_questions:
                 break
         return chosen
+
+    def _draw(self, qa: QA, style: str, rng: np.random.Generator) -> prompts.Segment:
+        """A question with one of its references, wordings and, where asked for, explanations."""
+        style = prompts.suited(qa, style)
+        answer = int(rng.integers(len(qa.answers)))
+        wordings = prompts.num_wordings(qa.task, style) if self.vary_prompts else 1
+        wording = int(rng.integers(wordings))
+        explanation = int(rng.integers(len(qa.explanations))) if style == "explain" else 0
+        return prompts.segment(
+            qa, self.tokenizer, answer=answer, wording=wording, style=style, explanation=explanation
+        )
 
     def _fill(
         self, index: int, pixels: np.ndarray | None, segments: Sequence[prompts.Segment]
@@ -139,5 +150,8 @@ def picture_error(source: Source, index: int) -> str | None:
 
 
 def describe(source: Source, index: int) -> str:
-    """Why a record was skipped."""
-    return picture_error(source, index) or f"record {index}: no question that can be used"
+    """Why a record was skipped; of a mixture, beginning with the part."""
+    reason = picture_error(source, index) or f"record {index}: no question that can be used"
+    if isinstance(source, Mixture) and len(source.parts) > 1:
+        return f"{source.parts[source.part_number(index)].label}: {reason}"
+    return reason

@@ -3,21 +3,29 @@
     python -m vimoe_jax.evaluate --workdir=DIR [--split=test] [--step=N] [--dataset=NAME]
         [--source=FILE] [--config.FIELD=VALUE …]
 
-The best checkpoint (lowest validation loss) is used unless --step names another. Leaves
-DIR/eval/SPLIT/ and prints the metrics as one line of JSON, the last on stdout. Other experts per
-token or capacity than in training, for example:
---config.model.decoder.moe.eval_experts_per_token=4
+The best checkpoint (lowest validation loss) is used unless --step names another. --dataset may name
+one that was not trained on; without it, every dataset of the run that has the split is scored.
+--source gives another JSONL file. Leaves DIR/eval/SPLIT/, or DIR/eval/NAME_SPLIT/ where the run has
+several datasets or another one, and prints the metrics as one line of JSON, the last on stdout,
+names beginning with NAME_SPLIT/ if there are several. Other experts per token or capacity than in
+training, for example: --config.model.decoder.moe.eval_experts_per_token=4
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vimoe_jax import cli
 from vimoe_jax.errors import UserError, exit_on_user_error
+
+if TYPE_CHECKING:
+    from vimoe_jax.config import Data
+    from vimoe_jax.data.sources import EvalSplit
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,9 +36,6 @@ def main(argv: Sequence[str]) -> int:
     options, overrides = cli.parse(argv, ("workdir", "split", "step", "dataset", "source"))
     if "workdir" not in options:
         raise UserError("--workdir: needed, the workdir of a run")
-    for name in ("dataset", "source"):
-        if name in options:
-            overrides.append((f"data.{name}", options[name]))
     step = options.get("step", "")
     if step and not step.isdigit():
         raise UserError(f"--step: must be a number, not {step!r}")
@@ -40,12 +45,35 @@ def main(argv: Sequence[str]) -> int:
     from vimoe_jax.train.checkpoint import load_params
 
     run = setup.reopen(Path(options["workdir"]), overrides)
+    data, splits = _asked(run.config.data, options)
     params = load_params(run, int(step) if step else None)
-    split = options.get(
-        "split", run.config.data.test_splits[0] if run.config.data.test_splits else ""
-    )
-    print(json.dumps(evaluate_split(run, params, split)))
+    scores = {s.name: evaluate_split(run, params, s, data=data) for s in splits}
+    if len(splits) > 1:
+        merged = {f"{name}/{n}": v for name, own in scores.items() for n, v in own.items()}
+    else:
+        merged = scores[splits[0].name]
+    print(json.dumps(merged))
     return 0
+
+
+def _asked(data: Data, options: dict[str, str]) -> tuple[Data, list[EvalSplit]]:
+    """Where the splits lie that the options name, and which they are."""
+    from vimoe_jax.data import mixture
+    from vimoe_jax.data.sources import eval_splits
+
+    data = dataclasses.replace(data, source=options.get("source", data.source))
+    dataset = options.get("dataset", "jsonl" if "source" in options else "")
+    first = data.test_splits[0].rpartition("/")[2] if data.test_splits else "test"
+    if not dataset:
+        return data, eval_splits(data, options.get("split", first))
+    try:
+        (part,) = mixture.parse(dataset)
+    except ValueError as e:
+        reason = str(e).removeprefix("dataset: ")
+        raise UserError(f"--dataset: one dataset to score, please: {reason}") from None
+    if part.name == "jsonl" and not data.source:
+        raise UserError("--source: dataset 'jsonl' needs the path of a JSONL file")
+    return data, eval_splits(data, f"{dataset}/{options.get('split', first)}")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from vimoe_jax.data import pipeline, sources
+from vimoe_jax.config import Data
+from vimoe_jax.data import pipeline, prompts, sources
 from vimoe_jax.data.images import decode as decode_image
+from vimoe_jax.data.mixture import style_of
+from vimoe_jax.data.records import QA
+from vimoe_jax.data.sources import EvalSplit
+from vimoe_jax.errors import UserError
 from vimoe_jax.evaluate import captions, vqa
 from vimoe_jax.evaluate import predictions as predictions_lib
 from vimoe_jax.evaluate.decode import make_greedy
@@ -34,9 +39,21 @@ class Interrupted(Exception):
 
 
 def evaluate_split(
-    run: Run, params: Params, split: str, *, interrupt: Interrupt | None = None
+    run: Run,
+    params: Params,
+    split: EvalSplit,
+    *,
+    data: Data | None = None,
+    interrupt: Interrupt | None = None,
 ) -> dict[str, float]:
-    """Scores a split and leaves `DIR/eval/SPLIT/` (predictions, thumbnails, experts' load).
+    """Scores a split and leaves `DIR/eval/NAME/` (predictions, thumbnails, experts' load).
+
+    Args:
+      run: the model's.
+      params: the model.
+      split: of a dataset, trained on or not.
+      data: where it lies; the run's own if not given.
+      interrupt: looked at between batches.
 
     Returns:
       Metrics by name, without prefix: `vqa/accuracy`, `vqa/floor_per_type`, `caption/cider`, …
@@ -45,19 +62,33 @@ def evaluate_split(
       Interrupted: a signal came meanwhile.
       UserError: the split does not exist.
     """
-    source = sources.open_source(run.config.data, split)
-    out = run.workdir / "eval" / (split or "all")
+    data = data or run.config.data
+    source = sources.open_eval(data, split)
+    out = run.workdir / "eval" / split.name
     (out / "images").mkdir(parents=True, exist_ok=True)
-    predictions = predict(run, params, source, interrupt=interrupt, name=split)
+    predictions = predict(run, params, source, interrupt=interrupt, name=split.name)
     predictions_lib.write(out / "predictions.jsonl", predictions)
     metrics = vqa.score(predictions) | captions.score(predictions)
-    metrics |= vqa.floors(list(sources.questions(run.train_source)), predictions)
+    metrics |= vqa.floors(_training_questions(run, data, split), predictions)
     _thumbnails(out / "images", source, predictions, run.config.eval.thumbnails)
     experts = expert_report(run, params, source)
     if experts["layers"]:
         write_json(out / "experts.json", experts)
     write_json(out / "metrics.json", metrics)
     return metrics
+
+
+def _training_questions(run: Run, data: Data, split: EvalSplit) -> list[QA]:
+    """What floors are learnt from: that dataset's own training split, else what the run saw."""
+    try:
+        try:
+            own = sources.open_part(data, split.part, data.train_split, quiet=True)
+        except sources.NoSplit:
+            own = run.train_source
+        return list(sources.questions(own))
+    except UserError as e:
+        print(f"warning: no floors of {split.name}: {e}", file=sys.stderr)
+        return []
 
 
 def predict(
@@ -102,6 +133,7 @@ def predict(
         keys = ("image", "tokens", "length", "valid")
         answers = np.asarray(greedy(params, to_mesh({k: batch[k] for k in keys}, run.mesh)))
         for ids, (index, qa) in zip(answers.tolist(), items, strict=False):
+            text = prompts.answer_in(tokenizer.decode(ids), qa, style_of(source, index))
             predictions.append(
                 Prediction(
                     record_id=record_id(index),
@@ -111,7 +143,7 @@ def predict(
                     type=qa.type,
                     question=qa.question,
                     answers=qa.answers,
-                    prediction=tokenizer.decode(ids),
+                    prediction=text,
                 )
             )
         waited = time.monotonic() - shown

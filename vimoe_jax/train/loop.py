@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 import jax
 import numpy as np
 
 from vimoe_jax.data import pipeline, sources
+from vimoe_jax.data.mixture import Mixture
 from vimoe_jax.errors import UserError
 from vimoe_jax.model.tokens import TokenKind
 from vimoe_jax.moe.stats import MoEStats
@@ -75,7 +77,7 @@ class Trainer:
             return True
         writer = MetricWriter(self.run.workdir, start)
         batches = self._open_batches()
-        meter = _Meter(self.run.blueprint.config, self.position["seconds"])
+        meter = _Meter(self.run.blueprint.config, self.run.train_source, self.position["seconds"])
         try:
             finished = self._loop(start, batches, writer, progress, meter)
         finally:
@@ -135,9 +137,9 @@ class Trainer:
         """Mean loss over the first batches of the validation split, always the same ones."""
         c = self.config
         if self._val_batches is None:
-            if c.data.dataset == "jsonl" and not c.data.val_split:
+            if not c.data.val_split:
                 return None
-            source = sources.open_source(c.data, c.data.val_split)
+            source = sources.open_validation(c.data, quiet=True)
             self._val_batches = fixed_batches(self.run, source, c.eval.val_batches)
         params = self.state.all_params()
         sums = [self._val_step(params, to_mesh(b, self.run.mesh)) for b in self._val_batches]
@@ -189,9 +191,10 @@ def fixed_batches(run: Run, source: Any, count: int) -> list[dict[str, np.ndarra
 
 
 class _Meter:
-    """Wall time, pictures and tokens since the last look."""
+    """Wall time, pictures and tokens since the last look, and a mixture's parts' shares."""
 
-    def __init__(self, model: Any, seconds: float):
+    def __init__(self, model: Any, source: Mixture, seconds: float):
+        self._source, self._drawn = source, Counter()
         self._patches = (model.image_size // model.patch_size) ** 2
         self._before, self._start = seconds, time.monotonic()
         self._looked, self._pictures, self._tokens = self._start, 0, 0
@@ -200,6 +203,8 @@ class _Meter:
     def count(self, batch: dict[str, np.ndarray]) -> None:
         pictures = int((~batch["skipped"]).sum()) * jax.process_count()
         text = int((batch["segments"] > 0).sum()) * jax.process_count()
+        if len(self._source.parts) > 1:
+            self._drawn.update(self._source.shares(batch["record"].tolist()))
         self._pictures += pictures
         self._tokens += text + pictures * self._patches
 
@@ -210,7 +215,10 @@ class _Meter:
             "train/examples_per_second": self._pictures / seconds,
             "train/tokens_per_second": self._tokens / seconds,
         }
+        total = max(self._drawn.total(), 1)
+        rates |= {f"train/share/{label}": n / total for label, n in self._drawn.items()}
         self._looked, self._pictures, self._tokens, self._pause = now, 0, 0, 0.0
+        self._drawn.clear()
         return rates
 
     def paused(self) -> _Pause:

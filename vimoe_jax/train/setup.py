@@ -16,7 +16,8 @@ from jax.sharding import Mesh as DeviceMesh
 from vimoe_jax import config as config_lib
 from vimoe_jax import schema
 from vimoe_jax.config import Config, Mesh
-from vimoe_jax.data import sources
+from vimoe_jax.data import prompts, sources
+from vimoe_jax.data.mixture import Mixture
 from vimoe_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
 from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint, vocabulary
@@ -34,9 +35,9 @@ class Run:
     mesh: DeviceMesh
 
     @functools.cached_property
-    def train_source(self) -> Any:
-        """The split trained on, opened when first asked for."""
-        return sources.open_source(self.config.data, self.config.data.train_split)
+    def train_source(self) -> Mixture:
+        """What is trained on, opened when first asked for."""
+        return sources.open_train(self.config.data)
 
 
 def start(c: Config, workdir: Path) -> Run:
@@ -96,14 +97,23 @@ def _run(c: Config, workdir: Path, tokenizer: Tokenizer, devices: list[Any] | No
 
 def _check_splits(c: Config) -> None:
     """Opens what evaluation will need: a missing split is found before training, not after it."""
-    wanted = {"val_split": [c.data.val_split] if c.eval.every and c.data.val_split else []}
-    wanted["test_splits"] = list(c.data.test_splits) if c.eval.at_end else []
-    for field, splits in wanted.items():
-        for split in splits:
-            try:
-                sources.open_source(c.data, split, quiet=True)
-            except UserError as e:
-                raise UserError(f"config.data.{field}: {e}") from None
+    if c.eval.every and c.data.val_split:
+        try:
+            sources.open_validation(c.data)
+        except UserError as e:
+            raise _named("val_split", e) from None
+    for entry in c.data.test_splits if c.eval.at_end else ():
+        try:
+            for split in sources.eval_splits(c.data, entry):
+                sources.open_eval(c.data, split, quiet=True)
+        except UserError as e:
+            raise _named("test_splits", e) from None
+
+
+def _named(field: str, error: UserError) -> UserError:
+    """The error, with the field that it is about."""
+    message = str(error)
+    return UserError(message if message.startswith("config.") else f"config.data.{field}: {error}")
 
 
 def _tokenizer(c: Config, workdir: Path) -> Tokenizer:
@@ -113,26 +123,25 @@ def _tokenizer(c: Config, workdir: Path) -> Tokenizer:
         if c.data.tokenizer:
             SentencePieceTokenizer.load(c.data.tokenizer).save(path)
         else:
-            source = sources.open_source(c.data, c.data.train_split)
+            texts = _texts(sources.open_train(c.data))
             try:
-                tokenizer = train_sentencepiece(_texts(source), c.data.vocab_size)
+                tokenizer = train_sentencepiece(texts, c.data.vocab_size)
             except UserError as e:
                 raise UserError(f"config.data.{e}") from None
             tokenizer.save(path)
     return SentencePieceTokenizer.load(path)
 
 
-def _texts(source: Any) -> Iterator[str]:
-    from vimoe_jax.data.prompts import num_wordings, prompt
-
+def _texts(source: Mixture) -> Iterator[str]:
+    """All that a tokenizer should know: prompts, each once, and answers."""
     seen = set()
-    for qa in sources.questions(source):
-        for wording in range(num_wordings(qa.task)):
-            text = prompt(qa.task, qa.question, wording=wording)
-            if text not in seen:
-                seen.add(text)
-                yield text
-        yield from qa.answers
+    for part, records in source.by_part():
+        for qa in sources.questions(records):
+            for text in prompts.all_prompts(qa, part.style):
+                if text not in seen:
+                    seen.add(text)
+                    yield text
+            yield from prompts.all_targets(qa, part.style)
 
 
 def _check_same_model(old: Config, new: Config, path: Path) -> None:
