@@ -85,6 +85,8 @@ class Dataset:
       profile: the text profile that scoring applies to both sides (`vimoe_jax.data.text.PROFILES`).
       variants: of datasets that come in several (languages, published forms), the default first;
         `read` gets the chosen one.
+      open_ended: answers are free text, so that annotations that answer one question differently
+        are references of it and no contradiction.
     """
 
     name: str
@@ -99,3 +101,4 @@ class Dataset:
     read: Callable[[Files, str], Mapping[str, Annotations]]
     profile: str = "plain"
     variants: tuple[str, ...] = ("default",)
+    open_ended: bool = False
