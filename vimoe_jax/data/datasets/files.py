@@ -129,7 +129,7 @@ class Files:
     def _by_name(self, name: str) -> Iterator[list[PurePosixPath]]:
         """Files of a name: exactly, in other case, with another ending, both."""
         wanted = PurePosixPath(name.replace("\\", "/"))
-        stem, ending = _split_name(wanted.name)
+        stem = _split_name(wanted.name)[0]
         fit = self._present(self._by_stem.get(_fold(stem), ()))
         if wanted.parent.name:
             depth = {p: self._shared_parts(p, wanted) for p in fit}
@@ -137,9 +137,8 @@ class Files:
             fit = [p for p in fit if depth[p] == most > 1]
         yield [p for p in fit if p.name == wanted.name]
         yield [p for p in fit if _fold(p.name) == _fold(wanted.name)]
-        if ending or "." not in stem:
-            yield [p for p in fit if _split_name(p.name)[0] == stem]
-            yield fit
+        yield [p for p in fit if _split_name(p.name)[0] == stem]
+        yield fit
 
     def _shared_parts(self, path: PurePosixPath, wanted: PurePosixPath) -> int:
         """How many folders two paths have in common, counted from the file (which counts one)."""
@@ -249,7 +248,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
                 if len(line) > _MAX_LINE:
                     raise UserError(f"{where}: a line of more than {_MAX_LINE >> 20} MiB")
                 if line.strip():
-                    text = _decode(line, where)
+                    text = _decode(line.rstrip(b"\r\n"), where)
                     yield f"{path.name}:{number}", _loads(text, str(path), first_line=number)
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from None
