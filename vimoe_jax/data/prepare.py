@@ -2,26 +2,39 @@
 
     python -m vimoe_jax.data.prepare --dataset=viscenes --data_dir=DIR [--variant=default]
     python -m vimoe_jax.data.prepare --dataset=jsonl --source=FILE [--max_bad=N]
+    python -m vimoe_jax.data.prepare --dataset=vivqa --source=DIR --data_dir=DIR [--variant=NAME]
+        [--annotations_only] [--drop_leaked]
 
-The first draws ViScenes into DIR; the second checks a JSONL file and every picture it names. Both
-write a report (DIR/viscenes/default/report.json, or FILE with .report.json): counts by split, task
-and type, and what was skipped. With --tokenizer=MODEL, also how many tokens the prompts and rows
-have, for choosing config.data.prompt_length and config.data.text_length.
+The first draws ViScenes into DIR; the second checks a JSONL file and every picture it names; the
+third makes a TFDS dataset of published files (docs/datasets.md names the datasets), with
+--annotations_only without pictures, for training a tokenizer; with --drop_leaked without train
+pictures that an evaluation split holds. Killed at any moment, the same command finishes the job;
+where nothing has changed it rewrites nothing, and what other options or files ask for replaces
+what was there once it is whole.
+
+All write a report (report.json beside the prepared version, or FILE with .report.json): counts by
+split, task and type, and what was left out. With --tokenizer=MODEL, also how many tokens the
+prompts and rows have, for choosing config.data.prompt_length and config.data.text_length.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vimoe_jax import cli
+from vimoe_jax.data import datasets
+from vimoe_jax.data.records import Source
 from vimoe_jax.errors import UserError, exit_on_user_error
 
-DATASETS = ("viscenes", "jsonl")
+DATASETS = ("viscenes", "jsonl", *datasets.NAMES)
+_FLAGS = ("annotations_only", "drop_leaked")
+_OPTIONS = ("data_dir", "source", "variant", "max_bad")
+_TAKEN = {"viscenes": ("data_dir", "variant"), "jsonl": ("source", "max_bad")}
+_TAKEN |= dict.fromkeys(datasets.NAMES, ("source", "data_dir", "variant", *_FLAGS))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,23 +42,65 @@ def main(argv: Sequence[str]) -> int:
     if not argv or "--help" in argv:
         print(__doc__)
         return 0
-    options, overrides = cli.parse(
-        argv, ("dataset", "data_dir", "source", "variant", "max_bad", "tokenizer")
-    )
+    # A flag alone is a flag set.
+    words = [f"{word}=true" if word in [f"--{flag}" for flag in _FLAGS] else word for word in argv]
+    options, overrides = cli.parse(words, ("dataset", *_OPTIONS, *_FLAGS, "tokenizer"))
     if overrides:
         raise UserError(f"--config.{overrides[0][0]}: this command has no configuration")
-    dataset = options.get("dataset", "")
+    dataset = options.pop("dataset", "")
     if dataset not in DATASETS:
         raise UserError(f"--dataset: must be one of {', '.join(DATASETS)}, not {dataset!r}")
     tokenizer = None
     if "tokenizer" in options:
         from vimoe_jax.data.tokenizer import SentencePieceTokenizer
 
-        tokenizer = SentencePieceTokenizer.load(options["tokenizer"])
+        tokenizer = SentencePieceTokenizer.load(options.pop("tokenizer"))
+    for name in options:
+        if name not in _TAKEN[dataset]:
+            raise UserError(f"--{name}: not an option of dataset {dataset}")
+    if dataset in datasets.NAMES:
+        from vimoe_jax.data.datasets import preparing
+
+        choice = _choice(dataset, options)
+        preparing.prepare(choice, tokenizer)
+        return 0
     out, sources, skipped = (_viscenes if dataset == "viscenes" else _jsonl)(options)
+    _report(dataset, out, sources, skipped, tokenizer)
+    return 0
+
+
+def _choice(dataset: str, options: dict[str, str]) -> Any:
+    from vimoe_jax.data.datasets.preparing import Choice
+
+    for name, what in (("source", "published files"), ("data_dir", "prepared datasets")):
+        if not options.get(name):
+            raise UserError(f"--{name}: needed, the folder that {what} lie in")
+    variants = datasets.get(dataset).variants
+    variant = options.get("variant", variants[0])
+    if variant not in variants:
+        raise UserError(f"--variant: must be one of {', '.join(variants)}, not {variant!r}")
+    source = Path(options["source"])
+    if not source.is_dir():
+        raise UserError(f"--source: {source} is not a folder")
+    flags = {name: _flag(name, options.get(name, "false")) for name in _FLAGS}
+    return Choice(dataset, source, Path(options["data_dir"]), variant, **flags)
+
+
+def _flag(name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise UserError(f"--{name}: must be true or false, not {value!r}")
+    return value.lower() == "true"
+
+
+def _report(
+    dataset: str, out: Path, sources: dict[str, Source], skipped: list[str], tokenizer: Any
+) -> None:
+    from vimoe_jax.data.datasets.report import counts
+    from vimoe_jax.data.sources import questions
+
     report: dict[str, Any] = {
         "dataset": dataset,
-        "splits": {split: _counts(source) for split, source in sources.items()},
+        "splits": {s: counts(len(source), questions(source)) for s, source in sources.items()},
         "skipped": skipped,
     }
     if tokenizer:
@@ -57,12 +112,11 @@ def main(argv: Sequence[str]) -> int:
         out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as e:
         raise UserError(f"{out}: {e.strerror}") from None
-    for split, counts in report["splits"].items():
-        print(f"{split or 'all'}: {counts['pictures']} pictures, {counts['questions']} questions")
-        for name, tokens in counts.get("tokens", {}).items():
+    for split, counted in report["splits"].items():
+        print(f"{split or 'all'}: {counted['pictures']} pictures, {counted['questions']} questions")
+        for name, tokens in counted.get("tokens", {}).items():
             print(f"  tokens a {name}: " + ", ".join(f"{p} {n}" for p, n in tokens.items()))
     print(f"{len(report['skipped'])} skipped; report: {out}")
-    return 0
 
 
 # Where the report goes, the splits, and what was skipped.
@@ -102,23 +156,6 @@ def _jsonl(options: dict[str, str]) -> _Prepared:
     names = sorted(source.splits)
     splits = {s: JsonlSource(path, s, max_bad=int(limit), quiet=True) for s in names}
     return path.with_suffix(".report.json"), splits, skipped
-
-
-def _counts(source: Any) -> dict[str, Any]:
-    from vimoe_jax.data.sources import questions
-
-    tasks: Counter[str] = Counter()
-    types: Counter[str] = Counter()
-    for qa in questions(source):
-        tasks[qa.task] += 1
-        if qa.type:
-            types[qa.type] += 1
-    return {
-        "pictures": len(source),
-        "questions": tasks.total(),
-        "tasks": dict(sorted(tasks.items())),
-        "types": dict(sorted(types.items())),
-    }
 
 
 if __name__ == "__main__":

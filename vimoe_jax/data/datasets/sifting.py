@@ -39,7 +39,7 @@ LEAKED = "leaked to test"
 
 _SHOWN = 120  # characters of an example
 # An answer is one line in the prepared files, and text that has no UTF-8 cannot be written.
-_ONE_LINE: dict[int, str] = {ord("\n"): " "} | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
+_ONE_LINE = dict.fromkeys(map(ord, "\n\r"), " ") | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 
 Find = Callable[[Picture, str], Path]
 Check = Callable[[Sequence[Path]], Mapping[Path, Verdict]]
