@@ -39,6 +39,10 @@ Batch = dict[str, np.ndarray]
 # Rows until the data ends. Grain's own endless `repeat` overflows in batches of one row.
 _FOREVER = 1 << 60
 
+# Of this process, without workers: each builds a batch. Pillow decodes and resizes without the GIL;
+# beyond some number they only wait for the rest of the work, which needs it.
+NUM_THREADS = min(max(2, os.cpu_count() or 1), 16)
+
 
 class TrainBatches:
     """An endless iterator over this host's part of each batch, that knows its position."""
@@ -146,7 +150,7 @@ def train_batches(
             worker_init_fn=_start_worker,
         )
     else:
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        dataset = dataset.to_iter_dataset(grain.ReadOptions(NUM_THREADS, NUM_THREADS + 2))
     return TrainBatches(iter(dataset), start)
 
 
