@@ -67,4 +67,5 @@ DATASET = Dataset(
     splits=tuple(_PATTERNS),
     expected=("train_35_caption.jsonl", "dev_35_caption.jsonl"),
     read=read,
+    profile="caption",
 )

@@ -88,5 +88,7 @@ DATASET = Dataset(
     splits=tuple(_PATTERNS),
     expected=tuple(names[0] for names in _PATTERNS.values()),
     read=read,
+    profile="open",
     variants=("vi", "all"),
+    open_ended=True,
 )

@@ -57,5 +57,6 @@ DATASET = Dataset(
     splits=tuple(_PATTERNS),
     expected=("train_data.json", "test_data.json"),
     read=read,
+    profile="caption",
     variants=tuple(_CAPTION),
 )

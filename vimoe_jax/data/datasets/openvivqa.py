@@ -47,4 +47,6 @@ DATASET = Dataset(
     splits=tuple(_PATTERNS),
     expected=tuple(names[0] for names in _PATTERNS.values()),
     read=read,
+    profile="open",
+    open_ended=True,
 )

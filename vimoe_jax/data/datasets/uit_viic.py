@@ -53,4 +53,5 @@ DATASET = Dataset(
     splits=tuple(_PATTERNS),
     expected=tuple(names[0] for names in _PATTERNS.values()),
     read=read,
+    profile="caption",
 )

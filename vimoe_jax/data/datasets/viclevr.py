@@ -55,4 +55,5 @@ DATASET = Dataset(
     splits=tuple(_PATTERNS),
     expected=("train.csv", "dev.csv", "test.csv"),
     read=read,
+    profile="short",
 )

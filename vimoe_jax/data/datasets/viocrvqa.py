@@ -62,4 +62,5 @@ DATASET = Dataset(
     splits=tuple(_PATTERNS),
     expected=("train.json", "dev.json", "test.json"),
     read=read,
+    profile="ocr",
 )

@@ -42,4 +42,6 @@ DATASET = Dataset(
     splits=tuple(_PATTERNS),
     expected=("ViTextVQA_train.json", "ViTextVQA_dev.json", "ViTextVQA_test_gt.json"),
     read=read,
+    profile="ocr",
+    open_ended=True,
 )

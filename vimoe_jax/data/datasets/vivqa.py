@@ -60,4 +60,5 @@ DATASET = Dataset(
     splits=tuple(_PATTERNS),
     expected=("train.csv", "test.csv"),
     read=read,
+    profile="short",
 )

@@ -68,4 +68,5 @@ DATASET = Dataset(
     splits=tuple(_PATTERNS),
     expected=("ViVQA-X_train.json", "ViVQA-X_val.json", "ViVQA-X_test.json"),
     read=read,
+    profile="short",
 )

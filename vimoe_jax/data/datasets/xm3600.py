@@ -53,4 +53,5 @@ DATASET = Dataset(
     splits=("test",),
     expected=("captions.jsonl",),
     read=read,
+    profile="caption",
 )
