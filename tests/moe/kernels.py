@@ -25,10 +25,15 @@ def _product(lhs, rhs, expert):
     return out.reshape(-1, rhs.shape[2])
 
 
-def rows(lhs, rhs, expert, used, *, transposed=False, cut=None):
+def rows(lhs, rhs, expert, used, *, transposed=False, one_each=False, cut=None):
     """`hopper.rows`."""
     out = _product(lhs, rhs.swapaxes(1, 2) if transposed else rhs, expert)
-    return jnp.where(_owned(out, expert, used), out, jnp.nan).astype(lhs.dtype)
+    out = jnp.where(_owned(out, expert, used), out, jnp.nan).astype(lhs.dtype)
+    if not one_each:
+        return out
+    tiles = out.reshape(rhs.shape[0], -1, out.shape[1])
+    home = jnp.where(jnp.arange(rhs.shape[0]) < used, expert, rhs.shape[0])
+    return jnp.full_like(tiles, jnp.nan).at[home].set(tiles, mode="drop").reshape(out.shape)
 
 
 def gated(lhs, rhs, expert, used, *, shared=False, cut=None):

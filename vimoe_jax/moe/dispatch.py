@@ -259,8 +259,11 @@ def _dropless(assignment, experts, x, num_experts, capacity, mesh):
         weight = assignment.weight  # where all have room, slots need not be known at all
         if capacity < x.shape[1]:
             weight = jnp.where(assignment.slot < capacity, weight, 0)
-        one_hot = jax.nn.one_hot(assignment.expert, num_experts, dtype=weight.dtype)
-        each = jnp.einsum("gmk,gmke->gme", weight, one_hot).reshape(-1, num_experts)
+        # Of each token for each expert; K terms added one by one, which fuse into what uses them.
+        each = sum(
+            weight[..., i, None] * jax.nn.one_hot(assignment.expert[..., i], num_experts)
+            for i in range(weight.shape[-1])
+        ).reshape(-1, num_experts)
         y = nnx.merge(graph, state).few(x.reshape(-1, x.shape[-1]), each)
         if y is None:
             return sorted_rows(state, assignment, x)

@@ -173,11 +173,9 @@ def few_rows(
     from vimoe_jax.moe import hopper, tiles
 
     met = (weight != 0).any(0)
-    # The experts that were chosen first; a sum over E² comparisons, which needs no second pass.
-    before = jnp.sum(met[:, None] & jnp.triu(jnp.ones((num_experts,) * 2, bool), 1), 0)
-    place = jnp.arange(num_experts)
-    here = met & (before == place[:, None])  # (tile, expert)
-    expert = jnp.sum(here * place, -1, dtype=jnp.int32)
+    place = jnp.arange(num_experts, dtype=jnp.int32)
+    # The experts that were chosen, in order; behind them numbers that stand for none.
+    expert = jax.lax.sort(jnp.where(met, place, num_experts + place))
     used = met.sum(dtype=jnp.int32)[None]
     height = 64 if x.shape[0] <= 64 else hopper.ROWS
     rows = jnp.pad(x, ((0, height - x.shape[0]), (0, 0)))
@@ -187,11 +185,10 @@ def few_rows(
     cut = dataclasses.replace(cut, rows=height)
     _, h = hopper.gated(rows, w_in, expert, used, shared=True, cut=cut)
     cut = dataclasses.replace(tiles.candidates("rows", h.shape, w_out.shape)[0], rows=height)
-    out = hopper.rows(h, w_out, expert, used, cut=cut)
-    out = out.reshape(num_experts, height, -1)[:, : x.shape[0]]
-    share = jnp.sum(weight[:, None] * here, -1).T[..., None]  # (tile, T, 1)
-    # Tiles behind the last are unwritten: they are left out, not multiplied by zero.
-    y = jnp.sum(jnp.where((place < used)[:, None, None], out, 0).astype(jnp.float32) * share, 0)
+    out = hopper.rows(h, w_out, expert, used, one_each=True, cut=cut)
+    out = out.reshape(num_experts, height, -1)[:, : x.shape[0]].astype(jnp.float32)
+    # Rows of experts that nobody chose are unwritten: left out, not multiplied by zero.
+    y = jnp.sum(jnp.where(met[:, None, None], out, 0) * weight.T[..., None], 0)
     return y.astype(x.dtype)
 
 

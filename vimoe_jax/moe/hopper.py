@@ -69,6 +69,7 @@ def rows(
     tiles: Int[Array, "1"],
     *,
     transposed: bool = False,
+    one_each: bool = False,
     cut: Tiles = Tiles(),
 ) -> Float[Array, "R F"]:
     """`out[tile] = lhs[tile] @ rhs[expert[tile]]` for the first `tiles[0]` row tiles.
@@ -79,6 +80,8 @@ def rows(
       expert: of each row tile.
       tiles: number of row tiles in use; what lies behind them is left unwritten.
       transposed: multiply with each matrix's transpose.
+      one_each: no expert has more than one row tile, and R is as long as there are experts: results
+        are written to the row tile of the expert's number.
       cut: sizes of tiles.
     """
     dtype = lhs.dtype
@@ -111,7 +114,8 @@ def rows(
                 def _(acc):
                     run(acc)
                     column = n * cut.columns + wg * half
-                    write(acc[...], out_ref, smem.at[wg], m * cut.rows, column)
+                    tile = expert_ref[m] if one_each else m
+                    write(acc[...], out_ref, smem.at[wg], tile * cut.rows, column)
 
             operands = (lhs_ref, rhs_ref.at[expert_ref[m]])
             return Job(specs(m, n), operands, steps, multiply, finish)

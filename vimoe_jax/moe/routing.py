@@ -103,9 +103,8 @@ def top_k(
     if not 1 <= k <= num_experts:
         raise ValueError(f"k must be between 1 and E = {num_experts}, not {k}")
     scores = jax.lax.stop_gradient(gates if bias is None else gates + bias)
-    expert = _largest(scores, k)
-    # By comparison rather than by indexing: the gradient is then no scatter.
-    weight = jnp.sum(jax.nn.one_hot(expert, num_experts, dtype=gates.dtype) * gates[:, :, None], -1)
+    expert, largest = _largest(scores, k)
+    weight = _taken(gates, expert, largest) if bias is None else _at(gates, expert)
     priority = jax.lax.stop_gradient(weight.max(-1)) if batch_priority else None
     return assign(expert, weight, num_experts, capacity, priority=priority, valid=valid)
 
@@ -236,19 +235,43 @@ def soft(
     return dispatch.reshape(shape), combine.reshape(shape)
 
 
-def _largest(scores: Float[Array, "G M E"], k: int) -> Int[Array, "G M K"]:
-    """Indices of the K largest, descending.
+def _largest(
+    scores: Float[Array, "G M E"], k: int
+) -> tuple[Int[Array, "G M K"], Float[Array, "G M K"]]:
+    """Indices and values of the K largest, descending.
 
     A few maxima in turn are several times cheaper than a sort of every row; a sort wins for many.
     """
     if k > 8:
-        return jax.lax.top_k(scores, k)[1]
-    chosen, place = [], jnp.arange(scores.shape[-1], dtype=jnp.int32)
+        values, index = jax.lax.top_k(scores, k)
+        return index, values
+    chosen, values, place = [], [], jnp.arange(scores.shape[-1], dtype=jnp.int32)
     for _ in range(k):
         index = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         chosen.append(index)
+        values.append(jnp.max(scores, axis=-1))
         scores = jnp.where(place == index[..., None], -jnp.inf, scores)
-    return jnp.stack(chosen, -1)
+    return jnp.stack(chosen, -1), jnp.stack(values, -1)
+
+
+def _at(gates: Float[Array, "G M E"], expert: Int[Array, "G M K"]) -> Float[Array, "G M K"]:
+    """The gates of chosen experts; by comparison rather than by indexing: its gradient is then no
+    scatter."""
+    one_hot = jax.nn.one_hot(expert, gates.shape[-1], dtype=gates.dtype)
+    return jnp.sum(one_hot * gates[:, :, None], -1)
+
+
+@jax.custom_jvp
+def _taken(gates, expert, values):
+    """`_at`, where the values are known already."""
+    del gates, expert
+    return values
+
+
+@_taken.defjvp
+def _taken_jvp(primals, tangents):
+    gates, expert, values = primals
+    return values, _at(tangents[0], expert)
 
 
 _FEW = 512  # entries up to which each is compared with each
