@@ -19,6 +19,7 @@ from typing import Any
 
 from vimoe_jax import schema
 from vimoe_jax.data import mixture
+from vimoe_jax.data.text import PROFILES
 from vimoe_jax.errors import UserError
 from vimoe_jax.moe.options import MoEOptions, complaints
 from vimoe_jax.schema import at_least, between, field, more_than, one_of
@@ -183,6 +184,17 @@ class Eval:
     max_new_tokens: int = field(32, "Tokens an answer or caption may have.", at_least(1))
     limit: int = field(0, "Pictures of a split that are scored; 0 for all.", at_least(0))
     thumbnails: int = field(24, "Pictures kept for the report.", at_least(0))
+    profile: str = field(
+        "auto",
+        "How answers and references are rewritten before they are compared (docs/text.md); 'auto' "
+        "takes the dataset's own.",
+        one_of("auto", *PROFILES),
+    )
+    tokenization: str = field(
+        "syllable",
+        "Of captions for their scores; 'word' needs pyvi or underthesea.",
+        one_of("syllable", "word"),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

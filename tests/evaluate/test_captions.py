@@ -1,10 +1,13 @@
 """Caption scores against values worked out by hand, and known identities."""
 
 import math
+import sys
 import unicodedata
 
 import pytest
 
+from vimoe_jax.data.text import PROFILES
+from vimoe_jax.errors import UserError
 from vimoe_jax.evaluate import captions
 from vimoe_jax.evaluate.predictions import Prediction
 
@@ -88,3 +91,74 @@ def test_nothing_to_score():
     assert captions.score(captioned(((), "một con mèo"), (("…",), "một con mèo"))) == {}
     other = Prediction("0", 0, "0/1", "vqa", "number", "có mấy con mèo", ("hai",), "hai")
     assert captions.score([other]) == {}
+
+
+def test_a_profile_is_applied_to_both_sides():
+    pairs = [((r[0] + " thuý",), r[0].upper() + " THÚY") for r in REFERENCES]
+    m = captions.score(captioned(*pairs), PROFILES["caption"])
+    assert m["caption/exact"] == m["caption/rouge_l"] == 1
+    assert m["caption/cider"] == pytest.approx(10)
+    plain = captions.score(captioned(*pairs))
+    assert plain["caption/exact"] == 0 and plain["caption/rouge_l"] < 1
+
+
+@pytest.fixture
+def without_segmenters(monkeypatch):
+    for name in ("pyvi", "pyvi.ViTokenizer", "underthesea"):
+        monkeypatch.setitem(sys.modules, name, None)
+    captions._segmenter.cache_clear()
+    yield monkeypatch
+    captions._segmenter.cache_clear()
+
+
+@pytest.fixture
+def with_pyvi(without_segmenters, tmp_path):
+    """A stand-in that joins "xe máy" and "con mèo"."""
+    for name in ("pyvi", "pyvi.ViTokenizer"):
+        without_segmenters.delitem(sys.modules, name)
+    (tmp_path / "pyvi").mkdir()
+    (tmp_path / "pyvi/__init__.py").touch()
+    (tmp_path / "pyvi/ViTokenizer.py").write_text(
+        "def tokenize(text):\n"
+        "    for word in ('xe máy', 'con mèo'):\n"
+        "        text = text.replace(word, word.replace(' ', '_'))\n"
+        "    return text.replace('.', ' .')\n",
+        "utf-8",
+    )
+    (tmp_path / "pyvi-0.1.dist-info").mkdir()
+    (tmp_path / "pyvi-0.1.dist-info/METADATA").write_text("Name: pyvi\nVersion: 0.1\n")
+    without_segmenters.syspath_prepend(tmp_path)
+
+
+def test_words_need_a_segmenter(without_segmenters):
+    for ask in (
+        lambda: captions.tokenize("con mèo", tokenization="word"),
+        lambda: captions.describe("word"),
+        lambda: captions.score(captioned((REFERENCES[0], "con mèo")), tokenization="word"),
+    ):
+        with pytest.raises(UserError, match=r"eval\.tokenization: .*pyvi or underthesea"):
+            ask()
+
+
+def test_words(with_pyvi):
+    text = "Một CON MÈO, ngồi trên (xe_máy). xe máy!"
+    assert captions.tokenize(text, tokenization="word") == "một con_mèo ngồi trên xe_máy xe_máy"
+    assert captions.tokenize(text) == "một con mèo ngồi trên xe máy xe máy"
+    assert captions.describe("word") == "words, segmented by pyvi 0.1, punctuation dropped"
+    # Of four words three are right, of six syllables five.
+    rows = captioned((["một con mèo trên xe máy"], "hai con mèo trên xe máy"))
+    assert captions.score(rows, tokenization="word")["caption/bleu_1"] == pytest.approx(3 / 4)
+    assert captions.score(rows)["caption/bleu_1"] == pytest.approx(5 / 6)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("name", ["pyvi", "underthesea"])
+def test_real_segmenters(name, without_segmenters):
+    without_segmenters.undo()
+    pytest.importorskip(name)
+    for other in {"pyvi", "underthesea"} - {name}:
+        without_segmenters.setitem(sys.modules, other, None)
+        without_segmenters.setitem(sys.modules, f"{other}.ViTokenizer", None)
+    assert captions.describe("word").startswith(f"words, segmented by {name} ")
+    cut = captions.tokenize("Hai người đàn ông, chơi bóng đá.", tokenization="word")
+    assert cut == "hai người đàn_ông chơi bóng_đá"

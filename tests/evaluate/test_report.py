@@ -207,7 +207,8 @@ def test_what_a_finished_run_shows(finished):
     for text in ("3.80 M", "4 min 44 s", "43.2%", "CIDEr", "Dropped choices", "decoder.1", "3.1%"):
         assert text in page.text, text
     assert "model.decoder.moe.num_experts" in page.text
-    assert captions.TOKENIZATION in page.text
+    assert "profile “plain” (NFC, lower case, final full stop dropped)" in page.text
+    assert f"captions as {captions.describe('syllable')}." in page.text
     # The floor of colours, and of all questions, are marked on the bars.
     marks = [a["style"] for a in page.all("s")]
     assert "left:25.00%" in marks and "left:12.50%" in marks

@@ -1,5 +1,6 @@
 """Scores of short answers against values worked out by hand."""
 
+import csv
 import json
 import unicodedata
 
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vimoe_jax.data.records import QA
+from vimoe_jax.data.text import PROFILES
 from vimoe_jax.errors import UserError
 from vimoe_jax.evaluate import predictions as predictions_lib
 from vimoe_jax.evaluate import vqa
@@ -109,6 +111,71 @@ def test_floors():
     assert f["vqa/floor_question_only"] == 1  # and "ba" for the boats
     assert f["vqa/floor_per_type/number"] == 0.5
     assert f["vqa/floor_per_type/color"] == 1
+
+
+def test_a_profile_is_applied_to_both_sides():
+    pairs = [("Hoà", "hòa"), ("2", "hai"), ("có 2 con", "Có hai con."), ("quý", "qúy")]
+    rows = [answered(p, r) for p, r in pairs]
+    names = ("accuracy", "f1_squad", "f1_uit", "anls", "cer")
+    assert [vqa.score(rows, PROFILES["short"])[f"vqa/{n}"] for n in names] == [1, 1, 1, 1, 0]
+    plain = vqa.score(rows)
+    assert plain["vqa/accuracy"] == 0 and plain == vqa.score(rows, PROFILES["plain"])
+    assert vqa.exact("hoà", "hòa") == 0 and vqa.exact("hoà", "hòa", PROFILES["ocr"]) == 1
+    assert vqa.accuracy("hoà", ["đỏ", "hòa"], PROFILES["ocr"]) == 1
+
+
+def test_floors_and_ceiling_follow_the_profile():
+    train = [
+        QA("0", "vqa", "có mấy bông hoa khoẻ", ("hai",), "number"),
+        QA("1", "vqa", "có mấy con chim", ("2",), "number"),
+        QA("2", "vqa", "màu gì", ("đỏ",), "color"),
+        QA("3", "vqa", "màu gì", ("đỏ",), "color"),
+        QA("4", "vqa", "ở đâu", ("your answer",), "place"),
+        QA("5", "caption", "", ("ba con mèo",)),
+    ]
+    asked = [
+        answered("", "2", type="number", question="có mấy bông hoa khỏe"),
+        answered("", "Hai.", type="number", question="có mấy quả"),
+        answered("", "ba con mèo", type="number", question="có gì"),
+        answered("", "xanh", "đỏ", type="color"),
+    ]
+    short = vqa.floors(train, asked, PROFILES["short"])
+    assert vqa.answer_vocabulary(train, PROFILES["short"]) == {"hai": 2, "đỏ": 2}
+    assert short["vqa/ceiling_train_answers"] == 3 / 4
+    assert short["vqa/floor_per_type"] == short["vqa/floor_question_only"] == 3 / 4
+    plain = vqa.floors(train, asked)
+    assert vqa.answer_vocabulary(train) == {"đỏ": 2, "hai": 1, "2": 1}
+    assert plain["vqa/floor_majority"] == 1 / 4
+    assert plain["vqa/ceiling_train_answers"] == 3 / 4
+    assert plain["vqa/floor_per_type"] == 2 / 4
+
+
+def test_placeholders_are_counted_and_not_scored():
+    rows = [
+        answered("your answer", "your answer"),
+        answered("your answer", "Your answer.", "đỏ"),
+        answered("đỏ", "đỏ", "your answer"),
+    ]
+    m = vqa.score(rows)
+    assert m["vqa/placeholders"] == 1 and m["vqa/count"] == 2 and m["vqa/accuracy"] == 0.5
+    assert m["vqa/f1_uit"] == 0.5  # over the real references alone
+    assert vqa.score(rows[:1]) == {"vqa/placeholders": 1}
+    assert vqa.floors([QA("0", "vqa", "gì", ("your answer",))], rows) == {}
+    assert "vqa/placeholders" not in vqa.score(rows[2:])
+
+
+@pytest.mark.real_data
+def test_the_ceiling_of_real_answers(real_data):
+    with open(real_data / "vivqa/train.csv", encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f))
+    qa = [QA(str(i), "vqa", r["question"], (r["answer"],), r["type"]) for i, r in enumerate(rows)]
+    train, held = [q for i, q in enumerate(qa) if i % 5], qa[::5]
+    asked = [Prediction(q.id, 0, q.id, "vqa", q.type, q.question, q.answers, "") for q in held]
+    for profile in (PROFILES["plain"], PROFILES["short"]):
+        f = vqa.floors(train, asked, profile)
+        assert 0.03 < f["vqa/floor_majority"] < f["vqa/floor_per_type"] < 0.2
+        assert f["vqa/floor_per_type"] < f["vqa/floor_question_only"] < 0.3
+        assert 0.95 < f["vqa/ceiling_train_answers"] <= 1
 
 
 def test_predictions_round_trip(tmp_path):

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from vimoe_jax.data.text import PLAIN, PROFILES, Profile
 from vimoe_jax.errors import UserError
 from vimoe_jax.evaluate import predictions as predictions_lib
 from vimoe_jax.evaluate import vqa
@@ -29,6 +30,7 @@ class Split:
     Attributes:
       name: its folder's name under `eval/`, or what its metrics are called.
       metrics: by name without prefix, such as `vqa/accuracy`.
+      scoring: how texts were compared, as `metrics.json` says it; {} if it does not.
       predictions: all of them; [] if their file is missing or broken.
       images: thumbnails' paths by the picture's index.
       experts: reports of the MoE layers, as `experts.json` has them, checked.
@@ -36,6 +38,7 @@ class Split:
 
     name: str
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    scoring: dict[str, str] = dataclasses.field(default_factory=dict)
     predictions: list[Prediction] = dataclasses.field(default_factory=list)
     images: dict[int, Path] = dataclasses.field(default_factory=dict)
     experts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -44,6 +47,11 @@ class Split:
     def label(self) -> str:
         """The name, readable."""
         return self.name.replace("_", " ")
+
+    @property
+    def profile(self) -> Profile:
+        """What texts were compared under."""
+        return PROFILES.get(self.scoring.get("profile", ""), PLAIN)
 
 
 @dataclasses.dataclass
@@ -201,6 +209,9 @@ def _read_split(split: Split, folder: Path, workdir: Path, problems: list[str]) 
     # Written together with the predictions: newer after a second evaluation.
     own = _object(folder / "metrics.json", workdir, problems)
     split.metrics = {n: v for n, v in own.items() if finite(v)} or split.metrics
+    label = own.get("scoring")
+    if isinstance(label, dict):
+        split.scoring = {n: v for n, v in label.items() if isinstance(v, str)}
     if (folder / "predictions.jsonl").exists():
         try:
             split.predictions = predictions_lib.read(folder / "predictions.jsonl")
@@ -240,21 +251,20 @@ def png(path: Path) -> bytes | None:
     return data if data.startswith(_PNG) else None
 
 
-def right(p: Prediction) -> bool:
+def right(p: Prediction, profile: Profile = PLAIN) -> bool:
     """Whether an answer counts as exactly right (a caption: equal to a reference)."""
-    return bool(p.answers) and vqa.accuracy(p.prediction, p.answers) == 1
+    return bool(p.answers) and vqa.accuracy(p.prediction, p.answers, profile) == 1
 
 
-def half_width(predictions: Sequence[Prediction]) -> float | None:
+def half_width(predictions: Sequence[Prediction], profile: Profile = PLAIN) -> float | None:
     """Half of accuracy's 95% interval; None for fewer than two pictures.
 
     Questions about one picture are not independent, so pictures are what is resampled: the
     linearised variance of a ratio of sums over pictures.
     """
     pictures: dict[int, list[bool]] = defaultdict(list)
-    for p in predictions:
-        if p.task in vqa.TASKS and p.answers:
-            pictures[p.record_index].append(right(p))
+    for p in vqa.scorable(predictions):
+        pictures[p.record_index].append(right(p, profile))
     m, n = len(pictures), sum(map(len, pictures.values()))
     if m < 2:
         return None
@@ -264,13 +274,13 @@ def half_width(predictions: Sequence[Prediction]) -> float | None:
 
 
 def confusions(
-    predictions: Sequence[Prediction], most: int = 12
+    predictions: Sequence[Prediction], profile: Profile = PLAIN, most: int = 12
 ) -> list[tuple[str, str, str, int]]:
     """The most frequent wrong answers: (type, reference, prediction, how often), twice or more."""
     counts = Counter(
-        (p.type or p.task, vqa.plain(p.answers[0]), vqa.plain(p.prediction))
-        for p in predictions
-        if p.task in vqa.TASKS and p.answers and not right(p)
+        (p.type or p.task, profile(p.answers[0]), profile(p.prediction))
+        for p in vqa.scorable(predictions)
+        if not right(p, profile)
     )
     return [(*pair, n) for pair, n in counts.most_common(most) if n > 1]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
 
+from vimoe_jax.data.text import Profile
 from vimoe_jax.evaluate import vqa
 from vimoe_jax.evaluate.captions import tokenize
 from vimoe_jax.evaluate.charts import (
@@ -69,7 +71,7 @@ def _tiles(scored: list[Split]) -> Iterator[Html]:
     for split in scored:
         m = split.metrics
         if "vqa/accuracy" in m:
-            half = half_width(split.predictions)
+            half = half_width(split.predictions, split.profile)
             spread = half is not None and tag("small", f" ± {100 * half:.1f}")
             floors = [
                 f"{what} {percent(m[name])}"
@@ -282,7 +284,7 @@ def answers(run: Run) -> Html | None:
         cards = [_card(split, k, index, rows) for k, (index, rows) in enumerate(pictures)]
         grid = tag("div", cards, class_="gallery")
         blocks.append(grid if i == 0 else _fold(f"Pictures of the {split.label} split", grid))
-    wrong = confusions(shown[0].predictions)
+    wrong = confusions(shown[0].predictions, shown[0].profile)
     if wrong:
         rows = [
             tag(
@@ -307,15 +309,15 @@ def _fold(title: str, body: Html) -> Html:
 
 def _card(split: Split, k: int, index: int, questions: list[Prediction]) -> Html:
     count = min(_QUESTIONS, len(questions))
-    items = [_item(questions[(k + j) % len(questions)]) for j in range(count)]
+    items = [_item(questions[(k + j) % len(questions)], split.profile) for j in range(count)]
     alt = f"picture {index} of {split.label}"
     return tag(
         "article", _picture(split, index, alt), tag("ul", items, class_="qas"), class_="pic card"
     )
 
 
-def _item(p: Prediction) -> Html:
-    good = right(p)
+def _item(p: Prediction, profile: Profile) -> Html:
+    good = right(p, profile)
     answer = tag("p", p.prediction or "(nothing)", class_=f"a {'ok' if good else 'no'}")
     reference = None if good else tag("p", " / ".join(p.answers), class_="a ref")
     kind = tag("span", p.type or p.task, class_="kind")
@@ -349,14 +351,15 @@ def captions(run: Run) -> Html | None:
 
 
 def _caption(split: Split, index: int, p: Prediction) -> Html:
-    known = {syllable for a in p.answers for syllable in tokenize(a).split()}
+    tokens = functools.partial(tokenize, profile=split.profile)
+    known = {syllable for a in p.answers for syllable in tokens(a).split()}
     words = []
     for word in p.prediction.split():
         bare = word.rstrip(".,;:!?")
-        mark = not set(tokenize(bare).split()) <= known
+        mark = not set(tokens(bare).split()) <= known
         words.append(join(tag("mark", bare) if mark else bare, word[len(bare) :], " "))
-    whole = tokenize(p.prediction)
-    references = [tag("li", a, class_="hit" if tokenize(a) == whole else None) for a in p.answers]
+    whole = tokens(p.prediction)
+    references = [tag("li", a, class_="hit" if tokens(a) == whole else None) for a in p.answers]
     text = tag("p", words or "(nothing)", class_="cap", lang="vi")
     picture = _picture(split, index, f"picture {index} of {split.label}")
     body = tag("div", text, tag("ul", references, class_="refs", lang="vi"))

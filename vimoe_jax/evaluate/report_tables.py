@@ -8,7 +8,7 @@ from typing import Any
 
 from vimoe_jax.evaluate.markup import Html, join, number, percent, tag
 from vimoe_jax.evaluate.report_data import Run, Split
-from vimoe_jax.evaluate.report_text import KINDS, SCORING, Meaning, meaning, moe_meaning
+from vimoe_jax.evaluate.report_text import KINDS, Meaning, meaning, moe_meaning, scoring
 
 _BY_TYPE = ("vqa/accuracy/", "vqa/floor_per_type/")
 
@@ -45,8 +45,11 @@ def metrics(run: Run) -> Html | None:
         "The ± beside accuracy is a 95% interval over pictures, since questions about one picture "
         "are not independent."
     )
+    labels = dict.fromkeys(scoring(s.scoring) for s in scored)
+    if len(labels) > 1:
+        labels = [f"{s.label}: {scoring(s.scoring)}" for s in scored]
     return join(
-        tag("p", SCORING, " ", interval, class_="lead"),
+        tag("p", " ".join(labels), " ", interval, class_="lead"),
         [tag("div", t, style="margin-bottom:14px") for t in tables],
     )
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from vimoe_jax.evaluate.captions import TOKENIZATION
+from vimoe_jax.data.text import PLAIN
+from vimoe_jax.evaluate.captions import describe
 
-SCORING = (
-    "Answers are compared after Unicode NFC, lower case, stripping and dropping one final full "
-    f"stop. Caption scores are computed on {TOKENIZATION}."
-)
+
+def scoring(label: dict[str, str]) -> str:
+    """How a split's texts were compared, from what its `metrics.json` says."""
+    name = label.get("profile", "plain")
+    comparison = label.get("comparison", str(PLAIN))
+    tokens = label.get("tokens", describe("syllable"))
+    return f"Answers are compared under the profile “{name}” ({comparison}), captions as {tokens}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,14 @@ _MEANINGS = {
         "Character error rate", "Edits over the reference's length, at most 1.", better="↓"
     ),
     "vqa/count": Meaning("Questions", "Questions scored.", "count", ""),
+    "vqa/placeholders": Meaning(
+        "Placeholders", "Questions left out: their answers were not published.", "count", ""
+    ),
+    "vqa/ceiling_train_answers": Meaning(
+        "Ceiling: training answers",
+        "Questions with an answer that training has: a classifier over these reaches no more.",
+        better="",
+    ),
     "vqa/floor_majority": Meaning(
         "Floor: majority", "Blind: always the training set's most frequent answer.", better=""
     ),

@@ -11,12 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from vimoe_jax.config import Data
-from vimoe_jax.data import pipeline, prompts, sources
+from vimoe_jax.config import Data, Eval
+from vimoe_jax.data import datasets, pipeline, prompts, sources
 from vimoe_jax.data.images import decode as decode_image
 from vimoe_jax.data.mixture import style_of
 from vimoe_jax.data.records import QA
 from vimoe_jax.data.sources import EvalSplit
+from vimoe_jax.data.text import PROFILES
 from vimoe_jax.errors import UserError
 from vimoe_jax.evaluate import captions, vqa
 from vimoe_jax.evaluate import predictions as predictions_lib
@@ -57,25 +58,53 @@ def evaluate_split(
 
     Returns:
       Metrics by name, without prefix: `vqa/accuracy`, `vqa/floor_per_type`, `caption/cider`, …
+      `metrics.json` has them beside `scoring`, which says how texts were compared.
 
     Raises:
       Interrupted: a signal came meanwhile.
-      UserError: the split does not exist.
+      UserError: the split does not exist, or captions cannot be split into words.
     """
     data = data or run.config.data
+    label = scoring(run.config.eval, split)
+    profile = PROFILES[label["profile"]]
     source = sources.open_eval(data, split)
     out = run.workdir / "eval" / split.name
     (out / "images").mkdir(parents=True, exist_ok=True)
     predictions = predict(run, params, source, interrupt=interrupt, name=split.name)
     predictions_lib.write(out / "predictions.jsonl", predictions)
-    metrics = vqa.score(predictions) | captions.score(predictions)
-    metrics |= vqa.floors(_training_questions(run, data, split), predictions)
+    metrics = vqa.score(predictions, profile)
+    metrics |= captions.score(predictions, profile, label["tokenization"])
+    metrics |= vqa.floors(_training_questions(run, data, split), predictions, profile)
+    if left_out := metrics.get("vqa/placeholders"):
+        print(
+            f"warning: {split.name}: {left_out:,} questions not scored: their answers are "
+            "placeholders",
+            file=sys.stderr,
+        )
     _thumbnails(out / "images", source, predictions, run.config.eval.thumbnails)
     experts = expert_report(run, params, source)
     if experts["layers"]:
         write_json(out / "experts.json", experts)
-    write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", {"scoring": label, **metrics})
     return metrics
+
+
+def scoring(c: Eval, split: EvalSplit) -> dict[str, str]:
+    """How texts are compared: names of profile and tokenisation, and both in words.
+
+    Raises:
+      UserError: captions are to be split into words, and nothing installed does so.
+    """
+    name = c.profile
+    if name == "auto":
+        published = split.part.name in datasets.NAMES
+        name = datasets.get(split.part.name).profile if published else "plain"
+    return {
+        "profile": name,
+        "comparison": str(PROFILES[name]),
+        "tokenization": c.tokenization,
+        "tokens": captions.describe(c.tokenization),
+    }
 
 
 def _training_questions(run: Run, data: Data, split: EvalSplit) -> list[QA]:
