@@ -49,7 +49,7 @@ def known_names() -> tuple[str, ...]:
     """Everything that can be a part."""
     from vimoe_jax.data import datasets
 
-    return ("viscenes", "jsonl", *getattr(datasets, "NAMES", ()))
+    return ("viscenes", "jsonl", *datasets.NAMES)
 
 
 def parse(dataset: str, style: str = "") -> tuple[Part, ...]:
