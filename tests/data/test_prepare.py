@@ -1,11 +1,14 @@
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
+from tests.data.datasets import folders
 from vimoe_jax.data import prepare
+from vimoe_jax.data.datasets import prepared
 from vimoe_jax.data.tokenizer import train_sentencepiece
 from vimoe_jax.errors import UserError
 
@@ -61,11 +64,21 @@ def test_unreadable_pictures_are_counted(data, tmp_path):
 @pytest.mark.parametrize(
     "arguments, complaint",
     [
-        (["--dataset=vivq"], "--dataset: must be one of viscenes, jsonl, not 'vivq'"),
+        (["--dataset=vivq"], "--dataset: must be one of viscenes, jsonl, vivqa,"),
         (["--dataset=jsonl"], "--source: needed"),
         (["--dataset=jsonl", "--source=nichts.jsonl"], "nichts.jsonl: No such file"),
         (["--dataset=jsonl", "--source=x", "--max_bad=two"], "--max_bad: must be a number"),
         (["--dataset=viscenes"], "--data_dir: needed"),
+        (["--dataset=viscenes", "--max_bad=1"], "--max_bad: not an option of dataset viscenes"),
+        (["--dataset=vivqa", "--data_dir=x"], "--source: needed, the folder that published files"),
+        (["--dataset=vivqa", "--source=x"], "--data_dir: needed, the folder that prepared"),
+        (["--dataset=vivqa", "--source=x", "--data_dir="], "--data_dir: needed"),
+        (
+            ["--dataset=vivqa", "--source=nichts", "--data_dir=x"],
+            "--source: nichts is not a folder",
+        ),
+        (["--dataset=evjvqa", "--source=.", "--data_dir=x", "--variant=en"], "one of vi, all, not"),
+        (["--dataset=vivqa", "--source=.", "--data_dir=x", "--drop_leaked=yes"], "true or false"),
         (["--dataset=viscenes", "--data_dir=x", "--variant=big"], "--variant: must be one of"),
         (["--datset=viscenes"], "did you mean --dataset"),
         (["--dataset=jsonl", "--config.seed=1"], "--config.seed: this command has no"),
@@ -76,6 +89,70 @@ def test_bad_options(arguments, complaint):
     with pytest.raises(UserError) as e:
         prepare.main(arguments)
     assert complaint in str(e.value)
+
+
+@pytest.fixture
+def published(tmp_path):
+    return folders.vivqa(tmp_path / "vivqa")
+
+
+def run(published, *options):
+    data_dir = published.parent / "data"
+    command = [sys.executable, "-m", "vimoe_jax.data.prepare", "--dataset=vivqa", *options]
+    command += [f"--source={published}", f"--data_dir={data_dir}"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_published_files_become_a_dataset(published, tmp_path):
+    done = run(published, "--drop_leaked", "--annotations_only=false")
+    assert done.returncode == 0, done.stderr
+    assert "leaked to test: 2 of 1 pictures" in done.stdout
+    assert "\r" not in done.stderr and "writing vivqa: 6/6" in done.stderr
+    source = prepared.open_split(tmp_path / "data", "vivqa", "train")
+    assert [r.id for r in source] == ["12", "13", "15"]
+    assert run(published, "--drop_leaked").stdout.endswith("default is complete\n")
+
+
+def broken(folder):
+    (folder / "train.csv").write_bytes(b"\xff\xfe,question")
+
+
+def headless(folder):
+    (folder / "train.csv").write_text("a,b\n1,2\n")
+
+
+def emptied(folder):
+    for path in folder.glob("*.csv"):
+        path.unlink()
+
+
+def without_pictures(folder):
+    for path in (folder / "images").iterdir():
+        path.unlink()
+
+
+def occupied(folder):
+    (folder.parent / "data").write_text("")
+
+
+@pytest.mark.parametrize(
+    "spoil, complaint",
+    [
+        (broken, r"train\.csv: not UTF-8"),
+        (headless, r"train\.csv:1: no column 'question'"),
+        (emptied, r"vivqa: no annotations of ViVQA; expected train\.csv, test\.csv"),
+        (without_pictures, r"vivqa: nothing to keep: 14 annotations; empty question 1 .*"),
+        (occupied, r"data"),
+    ],
+)
+def test_what_cannot_be_prepared_is_one_line_and_writes_no_dataset(published, spoil, complaint):
+    spoil(published)
+    done = run(published)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and re.search(complaint, last)
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    assert not list((published.parent / "data").glob("vivqa/*/1.0.0"))
 
 
 def test_the_command_ends_with_one_line_and_code_2(data):

@@ -68,6 +68,12 @@ def test_prepared_twice_the_files_are_the_same(prepared, tmp_path):
     assert shards(tmp_path) == shards(prepared)
 
 
+def test_prepared_by_another_process_the_files_are_the_same(prepared, tmp_path):
+    code = "import sys, vimoe_jax.data.datasets.viscenes as v; v.prepare(sys.argv[1], 'tiny')"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True)
+    assert shards(tmp_path) == shards(prepared)
+
+
 def test_prepared_data_are_left_alone(prepared, monkeypatch):
     monkeypatch.setattr(builder, "example", None)
     viscenes.prepare(prepared, "tiny", progress=False)

@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 
 from vimoe_jax.data import datasets
 from vimoe_jax.data.datasets.files import Files
+from vimoe_jax.data.datasets.ordered import OrderedWriter
 from vimoe_jax.data.datasets.pictures import Checker
 from vimoe_jax.data.datasets.published import Dataset
 from vimoe_jax.data.datasets.sifting import Kept, Sifted, read, sift
@@ -132,6 +133,9 @@ class Published(tfds.core.ShardBasedBuilder, skip_registration=True):
             ]
             for name, records in kept.items()
         }
+
+    def _example_writer(self) -> OrderedWriter:
+        return OrderedWriter(self.info.file_format)
 
     def _write_questions(self, split: str, records: list[Kept]) -> None:
         """All questions once more, to be read without the pictures between them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -52,20 +53,16 @@ class Checker:
         Raises:
           UserError: the journal cannot be written.
         """
-        known = _load(self._journal) if self._journal else {}
         stats = {path: _stat(path) for path in paths}
-        verdicts = {p: known[s] for p, s in stats.items() if s in known}
-        todo = [p for p in stats if p not in verdicts]
-        if not todo:
-            return verdicts
         if self._journal is None:
-            verdicts.update(self._check(todo, stats, None))
-            return verdicts
+            return self._check(list(stats), stats, None)
         try:
-            self._journal.parent.mkdir(parents=True, exist_ok=True)
-            _cut_torn_line(self._journal)
-            with open(self._journal, "a", encoding="utf-8") as journal:
-                verdicts.update(self._check(todo, stats, journal))
+            known = _load(self._journal)
+            verdicts = {p: known[s] for p, s in stats.items() if s in known}
+            if todo := [p for p in stats if p not in verdicts]:
+                self._journal.parent.mkdir(parents=True, exist_ok=True)
+                with open(self._journal, "a", encoding="utf-8") as journal:
+                    verdicts |= self._check(todo, stats, journal)
         except OSError as e:
             raise UserError(f"{e.filename or self._journal}: {e.strerror or e}") from None
         return verdicts
@@ -117,24 +114,16 @@ def _stat(path: Path) -> tuple[str, int, int]:
 
 
 def _load(journal: Path) -> dict[tuple, Verdict]:
-    """Verdicts by what pictures are recognised by; torn lines count for nothing."""
-    known = {}
-    try:
-        lines = journal.read_bytes().splitlines()
-    except FileNotFoundError:
+    """Verdicts by what pictures are recognised by; a line that a kill left torn is cut off."""
+    if not journal.exists():
         return {}
-    except OSError as e:
-        raise UserError(f"{journal}: {e.strerror}") from None
-    for line in lines:
-        try:
+    data = journal.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        os.truncate(journal, len(whole))
+    known = {}
+    for line in whole.splitlines():
+        with contextlib.suppress(ValueError, TypeError):
             name, size, changed, digest, error = json.loads(line)
-        except ValueError:
-            continue
-        known[name, size, changed] = Verdict(digest, error)
+            known[name, size, changed] = Verdict(digest, error)
     return known
-
-
-def _cut_torn_line(journal: Path) -> None:
-    """Cuts a journal after its last whole line, for the next one to stand alone."""
-    if journal.exists() and not (data := journal.read_bytes()).endswith(b"\n"):
-        os.truncate(journal, data.rfind(b"\n") + 1)

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from vimoe_jax.data.datasets.ordered import OrderedWriter
 from vimoe_jax.data.datasets.viscenes import asking, covers, draw, scenes
 
 SPLITS = ("train", "validation", "test", "test_compositional")
@@ -84,6 +85,9 @@ class ViScenes(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _example_writer(self) -> OrderedWriter:
+        return OrderedWriter(self.info.file_format)
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
         for index in range(getattr(self.builder_config, split)):

@@ -1,0 +1,24 @@
+"""Examples whose bytes are a function of their contents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tensorflow_datasets.core import writer
+from tensorflow_datasets.proto import tf_example_pb2
+
+
+class OrderedWriter(writer.ExampleWriter):
+    """Writes features in the order of their names.
+
+    TFDS leaves it to protobuf, whose order of a map's keys differs from process to process.
+    """
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+        """Writes the examples of one shard."""
+        return super().write(path, ((key, _ordered(example)) for key, example in examples))
+
+
+def _ordered(example: bytes) -> bytes:
+    return tf_example_pb2.Example.FromString(example).SerializeToString(deterministic=True)
