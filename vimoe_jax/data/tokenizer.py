@@ -9,29 +9,46 @@ import io
 import json
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from vimoe_jax import cli
+from vimoe_jax.data import hf_tokenizer
 from vimoe_jax.data.text import normalize
 from vimoe_jax.errors import UserError, exit_on_user_error
 
-PAD, EOS, UNK, BOS, IMAGE = "<pad>", "</s>", "<unk>", "<s>", "<image>"
+PAD, EOS, UNK, BOS, IMAGE = "<pad>", "</s>", "<unk>", "<s>", hf_tokenizer.IMAGE
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back; ids are in [0, vocab_size)."""
+    """Text to ids and back; ids are in [0, vocab_size).
+
+    Attributes:
+      vocab_size: one more than the largest id.
+      pad_id: fills rows; may be the end token's.
+      eos_id: ends a text.
+      unk_id: of what cannot be written; None where everything can.
+      bos_id: begins a text; None where nothing does.
+      image_id: stands for a picture.
+      byte_ids: of the pieces that rare characters fall back to, byte by byte; may be empty.
+    """
 
     vocab_size: int
     pad_id: int
     eos_id: int
-    unk_id: int
-    bos_id: int
+    unk_id: int | None
+    bos_id: int | None
     image_id: int
+    byte_ids: frozenset[int]
 
     def encode(self, text: str) -> list[int]:
         """Ids of the normalised text, nothing added."""
+        ...
+
+    def encode_raw(self, text: str) -> list[int]:
+        """Ids of the text as it stands, nothing added."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -39,8 +56,40 @@ class Tokenizer(Protocol):
         ...
 
     def save(self, path: str | Path) -> None:
-        """Writes what `load` reads."""
+        """Writes what `load` reads; into a folder under its standard name."""
         ...
+
+
+# Standard names in a folder; where both lie, as with some published models, the first is meant.
+FILES = (hf_tokenizer.FILE, "tokenizer.model")
+
+
+def load(path: str | Path) -> Tokenizer:
+    """Opens a tokenizer of either kind, by what the file holds.
+
+    Args:
+      path: a SentencePiece model, a `tokenizer.json`, or a folder with one of `FILES`.
+
+    Raises:
+      UserError: no such file, or neither kind.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = [path / name for name in FILES if (path / name).exists()]
+        if not found:
+            raise UserError(f"{path}: holds neither {FILES[0]} nor {FILES[1]}")
+        path = found[0]
+    try:
+        with open(path, "rb") as f:
+            is_json = f.read(64).lstrip().startswith(b"{")
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}") from None
+    return (hf_tokenizer.HFTokenizer if is_json else SentencePieceTokenizer).load(path)
+
+
+def saved_in(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
+    return any((folder / name).exists() for name in FILES)
 
 
 class SentencePieceTokenizer:
@@ -57,6 +106,7 @@ class SentencePieceTokenizer:
         found = [self._model.pad_id(), self._model.eos_id(), self._model.unk_id()]
         if found != [0, 1, 2] or self.image_id == self.unk_id:
             raise ValueError(f"needs ids 0, 1, 2 for {PAD}, {EOS}, {UNK} and a piece {IMAGE}")
+        self.byte_ids = frozenset(filter(self._model.is_byte, range(self.vocab_size)))
 
     def __reduce__(self):
         return SentencePieceTokenizer, (self._proto,)
@@ -78,9 +128,13 @@ class SentencePieceTokenizer:
     def save(self, path: str | Path) -> None:
         """Writes the `.model` file, whole or not at all.
 
+        Args:
+          path: the file, or a folder for `tokenizer.model`.
+
         Raises:
           UserError: the file cannot be written.
         """
+        path = Path(path) / FILES[1] if Path(path).is_dir() else Path(path)
         temporary = Path(f"{path}.tmp")
         try:
             temporary.write_bytes(self._proto)
@@ -90,7 +144,11 @@ class SentencePieceTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the normalised text, nothing added."""
-        return self._model.encode(normalize(text))
+        return self.encode_raw(normalize(text))
+
+    def encode_raw(self, text: str) -> list[int]:
+        """Ids of the text as it stands, nothing added."""
+        return self._model.encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids before the first end token, special ids left out."""
@@ -161,15 +219,36 @@ def _explain(error: str, vocab_size: int) -> str:
 
 
 def fertility(tokenizer: Tokenizer, lines: Iterable[str]) -> dict[str, float]:
-    """Tokens a syllable: Vietnamese writes a space between syllables."""
-    syllables = tokens = 0
-    for line in lines:
-        syllables += len(normalize(line).split())
-        tokens += len(tokenizer.encode(line))
+    """What a text costs.
+
+    Returns:
+      `syllables` (Vietnamese writes a space between them), `characters`, `tokens`,
+      `tokens_per_syllable`, `characters_per_token`; `unknown_share` and `byte_share`, of the
+      tokens that are unknown or a single byte of a rare character; `nfd_cost`, how many times the
+      tokens if the text were decomposed and not normalised first.
+    """
+    syllables = characters = tokens = unknown = single = decomposed = 0
+    for line in map(normalize, lines):
+        ids = tokenizer.encode_raw(line)
+        syllables += len(line.split())
+        characters += len(line)
+        tokens += len(ids)
+        unknown += ids.count(tokenizer.unk_id)
+        single += sum(i in tokenizer.byte_ids for i in ids)
+        decomposed += len(tokenizer.encode_raw(unicodedata.normalize("NFD", line)))
+
+    def ratio(a: int, b: int) -> float:
+        return round(a / max(b, 1), 4)
+
     return {
         "syllables": syllables,
+        "characters": characters,
         "tokens": tokens,
-        "tokens_per_syllable": round(tokens / max(syllables, 1), 4),
+        "tokens_per_syllable": ratio(tokens, syllables),
+        "characters_per_token": ratio(characters, tokens),
+        "unknown_share": ratio(unknown, tokens),
+        "byte_share": ratio(single, tokens),
+        "nfd_cost": ratio(decomposed, tokens),
     }
 
 
@@ -206,7 +285,10 @@ def main(argv: Sequence[str]) -> int:
     tokenizer.save(out)
     report = {path: fertility(tokenizer, lines) for path, lines in files.items()}
     for path, numbers in report.items():
-        print(f"{numbers['tokens_per_syllable']:.3f} tokens a syllable · {path}")
+        print(
+            f"{numbers['tokens_per_syllable']:.3f} tokens a syllable, "
+            f"{numbers['characters_per_token']:.2f} characters a token · {path}"
+        )
     report_file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
     print(f"{tokenizer.vocab_size} pieces -> {out}, {report_file}")
     return 0

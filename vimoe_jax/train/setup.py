@@ -17,8 +17,9 @@ from vimoe_jax import config as config_lib
 from vimoe_jax import schema
 from vimoe_jax.config import Config, Mesh
 from vimoe_jax.data import prompts, sources
+from vimoe_jax.data import tokenizer as tokenizer_lib
 from vimoe_jax.data.mixture import Mixture
-from vimoe_jax.data.tokenizer import SentencePieceTokenizer, Tokenizer, train_sentencepiece
+from vimoe_jax.data.tokenizer import Tokenizer
 from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint, vocabulary
 from vimoe_jax.parallel.mesh import make_mesh
@@ -41,7 +42,7 @@ class Run:
 
 
 def start(c: Config, workdir: Path) -> Run:
-    """Makes or reopens a workdir: `config.json`, `tokenizer.model`.
+    """Makes or reopens a workdir: `config.json`, `tokenizer.model` or `tokenizer.json`.
 
     Raises:
       UserError: the workdir holds a run of another model, or cannot be written.
@@ -72,7 +73,7 @@ def reopen(workdir: Path, overrides: list[tuple[str, str]], *, one_device: bool 
     for name, text in overrides:
         schema.apply_override(values, name, text)
     c = config_lib.resolve(values.to_dict())
-    tokenizer = SentencePieceTokenizer.load(workdir / "tokenizer.model")
+    tokenizer = tokenizer_lib.load(workdir)
     return _run(c, workdir, tokenizer, jax.devices()[:1] if one_device else None)
 
 
@@ -118,18 +119,17 @@ def _named(field: str, error: UserError) -> UserError:
 
 def _tokenizer(c: Config, workdir: Path) -> Tokenizer:
     """The workdir's own, else the configured one, else one trained on the training texts."""
-    path = workdir / "tokenizer.model"
-    if not path.exists():
+    if not tokenizer_lib.saved_in(workdir):
         if c.data.tokenizer:
-            SentencePieceTokenizer.load(c.data.tokenizer).save(path)
+            tokenizer_lib.load(c.data.tokenizer).save(workdir)
         else:
             texts = _texts(sources.open_train(c.data))
             try:
-                tokenizer = train_sentencepiece(texts, c.data.vocab_size)
+                tokenizer = tokenizer_lib.train_sentencepiece(texts, c.data.vocab_size)
             except UserError as e:
                 raise UserError(f"config.data.{e}") from None
-            tokenizer.save(path)
-    return SentencePieceTokenizer.load(path)
+            tokenizer.save(workdir)
+    return tokenizer_lib.load(workdir)
 
 
 def _texts(source: Mixture) -> Iterator[str]:
