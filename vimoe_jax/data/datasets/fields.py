@@ -52,7 +52,7 @@ def coco_picture(row: Mapping[str, object], key: str, name_key: str | None = Non
     number = int(digits)
     if name_key is None or row.get(name_key) is None:
         return Picture(str(number), coco=number)
-    name = identity(row, name_key)
+    name = text(row, name_key)
     stem = name.rpartition(".")[0]
     named = int(stem) if _DIGITS.fullmatch(stem) else coco_number(name)
     if named not in (None, number):

@@ -118,9 +118,9 @@ class Files:
         if not 0 <= number < 10**12:
             return
         years = [f"{s}{y}" for s in ("train", "val", "test") for y in (2014, 2015, 2017)]
-        padded = f"{number:012}"
-        stems = [padded, *(f"coco_{year}_{padded}" for year in years)]
-        yield self._present([p for stem in stems for p in self._by_stem.get(stem, ())])
+        stems = [f"{prefix}{number:012}" for prefix in ("", *(f"coco_{y}_" for y in years))]
+        padded = [p for stem in stems for p in self._by_stem.get(stem, ())]
+        yield self._present([p for p in padded if _split_name(p.name)[1]])
         # COCO has only JPEG: a bare number with another ending is some other dataset's picture.
         bare = self._by_stem.get(str(number), ())
         jpeg = ("jpg", "jpeg")
@@ -137,8 +137,9 @@ class Files:
             fit = [p for p in fit if depth[p] == most > 1]
         yield [p for p in fit if p.name == wanted.name]
         yield [p for p in fit if _fold(p.name) == _fold(wanted.name)]
-        yield [p for p in fit if _split_name(p.name)[0] == stem]
-        yield fit
+        pictures = [p for p in fit if _split_name(p.name)[1]]
+        yield [p for p in pictures if _split_name(p.name)[0] == stem]
+        yield pictures
 
     def _shared_parts(self, path: PurePosixPath, wanted: PurePosixPath) -> int:
         """How many folders two paths have in common, counted from the file (which counts one)."""
