@@ -57,10 +57,11 @@ class Files:
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self.ignored: Counter[str] = Counter()
-        self._paths = sorted(_walk(self.root), key=lambda p: (len(p.parts), p.parts))
+        paths = sorted(_walk(self.root), key=lambda p: (len(p.parts), p.parts))
         self._name = self.root.resolve().name
+        self._others = [p for p in paths if not _split_name(p.name)[1]]
         self._by_stem: dict[str, list[PurePosixPath]] = {}
-        for path in self._paths:
+        for path in paths:
             self._by_stem.setdefault(_fold(_split_name(path.name)[0]), []).append(path)
 
     def annotation(self, *patterns: str) -> Path | None:
@@ -77,7 +78,7 @@ class Files:
             parts = pattern.count("/") + 1
             fit = [
                 path
-                for path in self._paths
+                for path in self._others
                 if fnmatch.fnmatchcase(_fold("/".join(path.parts[-parts:])), pattern)
             ]
             found = [p for p in map(self.root.joinpath, fit) if p.is_file()]
