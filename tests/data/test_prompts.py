@@ -1,8 +1,9 @@
 import pytest
 
 from vimoe_jax.data import prompts
-from vimoe_jax.data.prompts import num_wordings, prompt, segment
+from vimoe_jax.data.prompts import STYLES, num_wordings, prompt, segment
 from vimoe_jax.data.records import QA, TASKS, BadRecord
+from vimoe_jax.data.text import normalize
 from vimoe_jax.data.tokenizer import train_sentencepiece
 
 
@@ -10,6 +11,12 @@ from vimoe_jax.data.tokenizer import train_sentencepiece
 def tokenizer():
     texts = ["con mèo màu gì? Đáp: màu đen", "Mô tả ảnh: một con mèo nằm trên ghế", "quả táo đỏ"]
     return train_sentencepiece(texts, 292)
+
+
+EXPLAINED = QA(
+    "x", "vqa", "có mưa không", ("có.", "đúng"),
+    explanations=("vì đường ướt", "bởi vì trời đầy mây", "mọi người che ô"),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -22,12 +29,31 @@ def test_one_question_mark(question):
             assert text.count("?") == 1 and "con mèo màu gì?" in text and "{" not in text
 
 
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("task", TASKS)
-def test_wordings_differ_and_end_alike(task):
-    texts = {prompt(task, "ở đâu", wording=w) for w in range(num_wordings(task))}
-    assert len(texts) == num_wordings(task) > 1
-    assert all(t.endswith(":") for t in texts)
-    assert prompt(task, "ở đâu") == prompt(task, "ở đâu", wording=0)
+def test_wordings_differ_and_end_alike(task, style):
+    count = num_wordings(task, style)
+    texts = {prompt(task, "ở đâu", wording=w, style=style) for w in range(count)}
+    assert len(texts) == count > 1
+    assert all(t.endswith(":") and t == normalize(t) for t in texts)
+    assert prompt(task, "ở đâu", style=style) == prompt(task, "ở đâu", wording=0, style=style)
+    if task != "caption":
+        assert all("ở đâu?" in t for t in texts)
+
+
+def test_the_plain_style_is_the_usual_one():
+    for task in TASKS:
+        assert prompt(task, "ở đâu") == prompt(task, "ở đâu", style="plain")
+    assert [prompt(t, "ở đâu") for t in TASKS] == ["Mô tả ảnh:", *["ở đâu? Đáp:"] * 2]
+
+
+def test_styles_ask_in_their_own_words_and_plainly_where_they_have_none():
+    for style, tasks in STYLES.items():
+        if style == "plain":
+            continue
+        for task in TASKS:
+            own = prompt(task, "ở đâu", style=style) != prompt(task, "ở đâu")
+            assert own == (task in tasks)
 
 
 def test_a_question_may_contain_braces():
@@ -67,3 +93,45 @@ def test_cut_keeps_the_beginning(tokenizer):
 def test_answer_without_text(tokenizer):
     with pytest.raises(BadRecord, match="q1: empty answer"):
         segment(QA("q1", "vqa", "màu gì", (" \u200b",)), tokenizer)
+
+
+def test_an_explained_answer(tokenizer):
+    texts = [prompts.target(EXPLAINED, style="explain", explanation=i) for i in range(3)]
+    assert texts == ["có, vì đường ướt", "có, vì trời đầy mây", "có, vì mọi người che ô"]
+    assert prompts.target(EXPLAINED, answer=1, style="explain") == "đúng, vì đường ướt"
+    assert prompts.prompt_of(EXPLAINED, style="explain") == "có mưa không? Trả lời và giải thích:"
+    assert prompts.target(EXPLAINED) == "có."
+    s = segment(EXPLAINED, tokenizer, style="explain", explanation=2)
+    learnt = [t for t, w in zip(s.targets, s.weights, strict=True) if w]
+    assert learnt == [*tokenizer.encode(texts[2]), tokenizer.eos_id]
+
+
+def test_only_the_answer_is_scored():
+    for i in range(3):
+        said = prompts.target(EXPLAINED, style="explain", explanation=i)
+        assert prompts.answer_in(said, EXPLAINED, "explain") == "có"
+    assert prompts.answer_in("có", EXPLAINED, "explain") == "có"
+    assert prompts.answer_in("có, vì mưa", EXPLAINED, "plain") == "có, vì mưa"
+
+
+def test_without_explanations_the_question_is_asked_plainly():
+    bare = QA("x", "vqa", "có mưa không", ("có, vì ướt",))
+    assert prompts.prompt_of(bare, style="explain") == prompts.prompt_of(bare)
+    assert prompts.target(bare, style="explain") == "có, vì ướt"
+    assert prompts.answer_in("có, vì ướt", bare, "explain") == "có, vì ướt"
+
+
+def test_explanation_without_text(tokenizer):
+    qa = QA("q1", "vqa", "màu gì", ("đen",), explanations=(" \u200b",))
+    with pytest.raises(BadRecord, match="q1: empty explanation"):
+        segment(qa, tokenizer, style="explain")
+
+
+@pytest.mark.parametrize("style", ["plain", "short", "explain"])
+def test_a_tokenizer_learns_from_every_text_of_the_style(style):
+    asked = set(prompts.all_prompts(EXPLAINED, style))
+    assert asked == {
+        prompts.prompt_of(EXPLAINED, wording=w, style=style) for w in range(len(asked))
+    }
+    told = list(prompts.all_targets(EXPLAINED, style))
+    assert told[:2] == ["có.", "đúng"] and len(told) == (5 if style == "explain" else 2)
