@@ -150,8 +150,20 @@ def test_command(tmp_path, capsys):
     assert "tokens a syllable" in capsys.readouterr().out
     made = SentencePieceTokenizer.load(out)
     report = json.loads((tmp_path / "vi.report.json").read_text("utf-8"))
-    assert report[str(prose)]["syllables"] == sum(len(t.split()) for t in TEXTS[:4])
-    assert report[str(captions)]["tokens"] == sum(len(made.encode(t)) for t in TEXTS[4:])
+    first, second = report[str(prose)], report[str(captions)]
+    assert first["syllables"] == sum(len(t.split()) for t in TEXTS[:4])
+    assert first["characters"] == sum(map(len, TEXTS[:4]))
+    assert second["tokens"] == sum(len(made.encode(t)) for t in TEXTS[4:])
+    assert second["unknown_share"] == second["byte_share"] == 0
+    assert second["nfd_cost"] > 1.5
+
+
+def test_fertility_of_rare_characters(tokenizer):
+    report = tokenizer_lib.fertility(tokenizer, ["猫", ""])
+    # A space before the word, then three bytes.
+    assert report["tokens"] == 4 and report["byte_share"] == 0.75
+    assert report["characters_per_token"] == 0.25 and report["nfd_cost"] == 1
+    assert set(tokenizer_lib.fertility(tokenizer, []).values()) == {0}
 
 
 @pytest.mark.parametrize(
@@ -167,3 +179,53 @@ def test_command_on_a_bad_file(tmp_path, broken, complaint):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert complaint in done.stderr
+
+
+def sizes_named(texts, model_type):
+    """The least and most pieces that the errors name; both must do."""
+    found = []
+    for size, word in ((1, "least"), (10**6, "most")):
+        with pytest.raises(UserError) as e:
+            train_sentencepiece(texts, size, model_type=model_type)
+        number = re.fullmatch(rf"vocab_size: {size} is .*; at {word} (\d+)", str(e.value))
+        assert number, str(e.value)
+        found.append(int(number[1]))
+        made = train_sentencepiece(texts, found[-1], model_type=model_type)
+        assert made.vocab_size == found[-1]
+    return found
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+@pytest.mark.parametrize(
+    "texts", [["a"], ["a b"], ["mèo", "mèo mèo"], ["con mèo"] * 50, ["猫"], TEXTS]
+)
+def test_vocabularies_that_tiny_corpora_support(texts, model_type):
+    least, most = sizes_named(texts, model_type)
+    assert 261 < least <= most
+    for size in (270, 512, 1024, 4000, 8000, 16000, 32000, 64000):
+        if least <= size <= most:
+            assert train_sentencepiece(texts, size, model_type=model_type).vocab_size == size
+        else:
+            word = rf"at most {most}$" if size > most else rf"at least {least}$"
+            with pytest.raises(UserError, match=word):
+                train_sentencepiece(texts, size, model_type=model_type)
+
+
+@pytest.mark.real_data
+def test_vocabularies_that_a_real_corpus_supports(real_data):
+    texts = (real_data / "text/ud_vtb_sentences.txt").read_text("utf-8").splitlines()[:1500]
+    with pytest.raises(UserError, match=r"vocab_size: 64000 is more .*; at most (\d+)$") as e:
+        train_sentencepiece(texts, 64_000)
+    most = int(re.search(r"(\d+)$", str(e.value))[1])
+    assert 1024 < most < 64_000
+    assert train_sentencepiece(texts, most).vocab_size == most
+    with pytest.raises(UserError, match=r"vocab_size: 270 is too few .*; at least (\d+)$") as e:
+        train_sentencepiece(texts, 270)
+    least = int(re.search(r"(\d+)$", str(e.value))[1])
+    costs = []
+    for size in (least, 1024):
+        made = train_sentencepiece(texts, size)
+        assert made.vocab_size == size
+        costs.append(tokenizer_lib.fertility(made, texts[:200]))
+    assert costs[0]["tokens_per_syllable"] > costs[1]["tokens_per_syllable"] > 1
+    assert all(c["unknown_share"] == c["byte_share"] == 0 and c["nfd_cost"] > 1.2 for c in costs)

@@ -185,7 +185,7 @@ def train_sentencepiece(
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sentences),
             model_writer=out,
-            vocab_size=vocab_size,
+            vocab_size=max(vocab_size, 5),  # with fewer, its complaint names no number
             model_type=model_type,
             normalization_rule_name="identity",  # `normalize` did it
             character_coverage=1.0,
