@@ -126,7 +126,7 @@ def test_nothing_left_is_an_error_and_leaves_no_dataset(tmp_path):
 
 def sifted(*answers, split="train", digest=""):
     qa = tuple(QA(str(i), "vqa", "gì", (a,)) for i, a in enumerate(answers))
-    record = sifting.Kept("a", None, None, digest, qa)
+    record = sifting.Kept("a", "a.jpg", None, None, digest, qa)
     return sifting.Sifted({split: sifting.Split([record])}, [])
 
 

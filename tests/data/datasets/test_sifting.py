@@ -231,6 +231,21 @@ def test_the_same_content_or_coco_number_is_the_same_picture(tmp_path):
     assert by_splits(other) == {("train", "test"): (0, 0)}
 
 
+def test_splits_that_number_their_pictures_anew_share_none(tmp_path):
+    rows = {"train": [asked(1, "1", "gì", "x")], "test": [asked(2, "1", "gì", "x")]}
+    read = sift(
+        rows,
+        find=lambda picture, split: tmp_path / split,
+        check=lambda paths: {p: Verdict(p.name) for p in paths},
+        drop_leaked=True,
+    )
+    assert by_splits(read) == {("train", "test"): (0, 0)}
+    assert len(read.splits["train"].records) == 1
+    named = Asked("a", Picture("1", ("other.jpg",)), QA("1", "vqa", "gì", ("x",)))
+    assert by_splits(sift(rows)) == {("train", "test"): (1, 1)}
+    assert by_splits(sift(rows | {"test": [named]})) == {("train", "test"): (0, 0)}
+
+
 def test_captions_share_pictures_but_no_questions():
     caption = asked(1, "a", "", "Một con mèo.", task="caption")
     assert by_splits(sift({"train": [caption], "test": [caption]})) == {("train", "test"): (1, 0)}

@@ -1,7 +1,8 @@
 """Pictures and questions that two splits share.
 
-Two pictures are the same by identity (COCO's number, or the dataset's own id) or, where files were
-read, by content.
+Pictures of two splits are the same by COCO's number or by content. Where no files were read, those
+of other origins are the same by id and name together; beside content that says nothing, since
+publishers number the pictures of each split anew.
 """
 
 from __future__ import annotations
@@ -61,9 +62,12 @@ class Held:
 
 def marks(record: Kept) -> Iterator[str]:
     """What a picture is known by."""
-    yield f"coco {record.coco}" if record.coco is not None else f"id {record.id}"
+    if record.coco is not None:
+        yield f"coco {record.coco}"
     if record.digest:
         yield f"content {record.digest}"
+    elif record.coco is None:
+        yield f"id {record.id} {record.name}"
 
 
 def asked(record: Kept) -> list[str]:

@@ -51,6 +51,7 @@ class Kept:
 
     Attributes:
       id: the picture's.
+      name: the likeliest name of its file.
       coco: its number in COCO, if it has one.
       path: its file; None where only annotations are prepared.
       digest: SHA-256 of the file, or "".
@@ -58,6 +59,7 @@ class Kept:
     """
 
     id: str
+    name: str
     coco: int | None
     path: Path | None
     digest: str
@@ -241,7 +243,10 @@ def _grouped(
             questions.setdefault((qa.task, question), []).append(c.asked)
         qa = (_one(same, split, open_ended, lenient) for same in questions.values())
         if kept := tuple(q for q in qa if q is not None):
-            yield Kept(name, some[0].asked.picture.coco, some[0].path, some[0].digest, kept)
+            first = some[0]
+            picture = first.asked.picture
+            file = picture.names[0] if picture.names else ""
+            yield Kept(name, file, picture.coco, first.path, first.digest, kept)
 
 
 def _one(same: list[Asked], split: Split, open_ended: bool, lenient: bool) -> QA | None:
