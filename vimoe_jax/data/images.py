@@ -6,7 +6,10 @@ profiles are not applied, as that processor does not either.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
+import logging
 import warnings
 
 import numpy as np
@@ -26,6 +29,12 @@ _GREY = (127, 127, 127)  # 0 after normalisation
 # What Pillow grumbles about is either an error of ours or does not touch the pixels. Not around
 # each call: `catch_warnings` changes the filters of all threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+with contextlib.suppress(OSError, AttributeError):
+    # libtiff prints its own complaints; Pillow raises those that matter.
+    _library = ctypes.CDLL(Image.core.__file__)
+    _library.TIFFSetErrorHandler(None)
+    _library.TIFFSetWarningHandler(None)
 
 
 def decode(data: bytes, size: int, mode: str = "squash", *, name: str = "image") -> np.ndarray:
