@@ -15,9 +15,9 @@ from vimoe_jax.data.datasets.published import Malformed, Picture
 from vimoe_jax.errors import UserError
 
 
-def tree(root, **contents):
-    """Files under a folder, by path; contents are their names unless given."""
-    for path, content in contents.pop("paths", {}).items():
+def tree(root, contents):
+    """Files under a folder, by path."""
+    for path, content in contents.items():
         made = root / path
         made.parent.mkdir(parents=True, exist_ok=True)
         made.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -25,7 +25,8 @@ def tree(root, **contents):
 
 
 def at(root, *paths):
-    return tree(root, paths={path: path for path in paths})
+    """Files that hold their paths."""
+    return tree(root, {path: path for path in paths})
 
 
 def found(files, picture, split="train"):
@@ -98,7 +99,7 @@ def test_different_annotation_files(tmp_path):
 
 
 def test_equal_annotation_files_are_one(tmp_path):
-    files = tree(tmp_path, paths={"a/train.json": "{}", "b/train.json": "{}"})
+    files = tree(tmp_path, {"a/train.json": "{}", "b/train.json": "{}"})
     assert files.annotation("train.json") == tmp_path / "a/train.json"
 
 
@@ -199,7 +200,7 @@ def test_words_that_only_begin_like_a_split(tmp_path):
 def test_copies_are_one_and_others_ambiguous(tmp_path):
     files = tree(
         tmp_path,
-        paths={"x/1.jpg": "a", "y/1.jpg": "a", "x/2.jpg": "a", "y/2.jpg": "b", "test/2.jpg": "c"},
+        {"x/1.jpg": "a", "y/1.jpg": "a", "x/2.jpg": "a", "y/2.jpg": "b", "test/2.jpg": "c"},
     )
     assert found(files, named("1.jpg")) == "x/1.jpg"
     assert reason(files, named("2.jpg")) == "ambiguous image"
