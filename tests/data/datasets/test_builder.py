@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tensorflow_datasets as tfds
@@ -194,3 +195,14 @@ def test_tfds_alone_makes_it_without_tensorflow_or_network(source, tmp_path):
         command, capture_output=True, text=True, env={"NO_GCE_CHECK": "true", "PATH": ""}
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_guide_names_every_dataset_and_feature():
+    guide = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text("utf-8")
+    for name in datasets.NAMES:
+        published = datasets.get(name)
+        assert f"| `{name}` |" in guide and published.homepage in guide
+        if len(published.variants) > 1:
+            assert ", ".join(f"`{v}`" for v in published.variants) in guide
+    features = ("id", "image", "qa/id", "qa/task", "qa/type", "qa/question", "qa/answers")
+    assert all(f"`{feature}`" in guide for feature in (*features, "qa/explanations"))
