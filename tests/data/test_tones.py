@@ -62,7 +62,8 @@ def test_qu_gi_and_no_tone(word):
 @pytest.mark.parametrize(
     "slipped, right",
     [("hòan", "hoàn"), ("tóan", "toán"), ("qúy", "quý"), ("qủa", "quả"), ("khủyu", "khuỷu"),
-     ("thúê", "thuế"), ("HÒANG", "HOÀNG"), ("lọai", "loại"), ("thúyên", "thuyến")],
+     ("thúê", "thuế"), ("HÒANG", "HOÀNG"), ("lọai", "loại"), ("thúyên", "thuyến"),
+     ("cuả", "của"), ("nghiã", "nghĩa"), ("LƯẠ", "LỰA"), ("giưã", "giữa"), ("uà", "ùa")],
 )  # fmt: skip
 def test_marks_that_slipped_are_put_right_in_both_styles(slipped, right):
     assert place(slipped, "old") == place(slipped, "new") == right

@@ -128,7 +128,7 @@ PROFILES: dict[str, Profile] = {
     "caption": Profile(tone="new", punctuation="strip", lower=True),
 }
 
-_PLACEHOLDERS = {"your answer", "your answer here"}
+_PLACEHOLDERS = {"your answer"}
 
 
 def is_placeholder(answer: str) -> bool:

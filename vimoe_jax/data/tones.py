@@ -1,8 +1,9 @@
 """Where a Vietnamese syllable carries its tone mark: hòa or hoà, thúy or thuý, khỏe or khoẻ.
 
 Both spellings are right and mean the same; they are different bytes. They differ only in open
-syllables with oa, oe and uy. In every other syllable with a glide (hoàn, thuế, khuỷu, quý) there is
-one right place, and a mark that slipped (hòan, qúy) is put there in either style.
+syllables with oa, oe and uy. In every other syllable with a glide (hoàn, thuế, khuỷu, quý), and in
+ia, ua, ưa (của), there is one right place; a mark that slipped to the vowel beside it (hòan, qúy,
+cuả) is put there in either style.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ Style = Literal["old", "new", "keep"]
 STYLES: tuple[Style, ...] = ("old", "new", "keep")
 
 _TONES = "\u0300\u0301\u0303\u0309\u0323"  # huyền, sắc, ngã, hỏi, nặng
-# A syllable without its tone: onset, glide, nucleus, coda. The vowel after qu never shares its mark
-# with u; ia, ua and the like have no glide and are no matter of style.
+# A syllable without its tone: onset, glide, nucleus, coda. After q, u never has the mark.
 _ONSET = "b|c|ch|d|đ|g|gh|h|k|kh|l|m|n|ng|ngh|nh|p|ph|r|s|t|th|tr|v|x|gi"
 _SYLLABLE = re.compile(
     rf"""
@@ -28,6 +28,8 @@ _SYLLABLE = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
+# Open syllables whose first vowel has the mark. In gia either is right: giá, and giặt gịa.
+_FALLING = re.compile(rf"(?!gia$)(?:{_ONSET})?[iuư]a", re.IGNORECASE)
 # A word is all letters between what is neither letter, digit nor mark. An underscore parts words,
 # since segmenters join syllables with it.
 _MARKS = "\u0300-\u036f"
@@ -86,15 +88,28 @@ def _placed(word: str, style: Style) -> str:
         parts = unicodedata.normalize("NFD", letter)
         tones += [(i, c) for c in parts if c in _TONES]
         bare.append(unicodedata.normalize("NFC", "".join(c for c in parts if c not in _TONES)))
-    if len(tones) != 1 or not (m := _SYLLABLE.fullmatch("".join(bare))):
+    if len(tones) != 1:
         return word
-    nucleus = next(n for n in ("qu_nucleus", "o_nucleus", "u_nucleus") if m[n])
-    at = m.end(nucleus) - 1
-    open_pair = not m["q"] and not m["coda"] and m[nucleus].lower() in ("a", "e", "y")
-    if open_pair and style == "old":
-        at = m.start(nucleus) - 1
-    # Else the mark is on no vowel of glide and nucleus: nothing that slipped.
-    if tones[0][0] not in range(m.start(nucleus) - 1, m.end(nucleus)):
+    (was, tone), place_of = tones[0], _places("".join(bare), style)
+    # A mark elsewhere than on these two vowels did not slip: the word is none of ours.
+    if place_of is None or was not in place_of.vowels:
         return word
-    bare[at] = unicodedata.normalize("NFC", bare[at] + tones[0][1])
+    bare[place_of.right] = unicodedata.normalize("NFC", bare[place_of.right] + tone)
     return "".join(bare)
+
+
+class _Places(NamedTuple):
+    vowels: range  # of glide and nucleus
+    right: int  # the one with the mark
+
+
+def _places(bare: str, style: Style) -> _Places | None:
+    """Where a syllable without its tone would have it; None if this is no matter of ours."""
+    if _FALLING.fullmatch(bare):
+        return _Places(range(len(bare) - 2, len(bare)), len(bare) - 2)
+    if not (m := _SYLLABLE.fullmatch(bare)):
+        return None
+    nucleus = next(n for n in ("qu_nucleus", "o_nucleus", "u_nucleus") if m[n])
+    vowels = range(m.start(nucleus) - 1, m.end(nucleus))
+    open_pair = not m["q"] and not m["coda"] and m[nucleus].lower() in ("a", "e", "y")
+    return _Places(vowels, vowels[0] if open_pair and style == "old" else vowels[-1])
