@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh as DeviceMesh
 
 from vimoe_jax import config as config_lib
-from vimoe_jax import schema
+from vimoe_jax import host, schema
 from vimoe_jax.config import Config, Mesh
 from vimoe_jax.data import prompts, sources
 from vimoe_jax.data import tokenizer as tokenizer_lib
@@ -85,6 +85,8 @@ def _run(c: Config, workdir: Path, tokenizer: Tokenizer, devices: list[Any] | No
             f"{tokenizer.vocab_size}"
         )
     mesh = make_mesh(schema.to_dict(c.mesh), devices)
+    if mesh.devices.flat[0].platform == "cpu":
+        host.keep_memory()
     rows = mesh.size // mesh.shape["tensor"]
     sizes = {
         "train.batch_size": c.train.batch_size // c.train.accumulate,
