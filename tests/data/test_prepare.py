@@ -113,6 +113,28 @@ def test_published_files_become_a_dataset(published, tmp_path):
     assert run(published, "--drop_leaked").stdout.endswith("default is complete\n")
 
 
+_INTERRUPTED = """
+import runpy, sys
+
+from vimoe_jax.data.datasets import pictures
+
+def interrupted(path):
+    raise KeyboardInterrupt
+
+pictures.check = interrupted
+runpy.run_module("vimoe_jax.data.prepare", run_name="__main__")
+"""
+
+
+def test_control_c_leaves_what_can_be_finished(published):
+    arguments = ["--dataset=vivqa", f"--source={published}", f"--data_dir={published.parent}/data"]
+    command = [sys.executable, "-c", _INTERRUPTED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert done.stderr.endswith("interrupted; the same command finishes the job\n")
+    assert run(published).returncode == 0
+
+
 def broken(folder):
     (folder / "train.csv").write_bytes(b"\xff\xfe,question")
 

@@ -160,4 +160,8 @@ def _jsonl(options: dict[str, str]) -> _Prepared:
 
 if __name__ == "__main__":
     with exit_on_user_error():
-        sys.exit(main(sys.argv[1:]))
+        try:
+            sys.exit(main(sys.argv[1:]))
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command finishes the job", file=sys.stderr)
+            sys.exit(130)

@@ -87,6 +87,8 @@ def test_what_is_not_there_is_named(made, tmp_path):
         prepared.open_split(tmp_path, "vivqa", "train")
     with pytest.raises(UserError, match=command + "--annotations_only --data_dir"):
         prepared.open_split(tmp_path, "vivqa", "train", "annotations")
+    with pytest.raises(UserError, match=r"evjvqa/vi/1\.0\.0: not .* --source=DIR --data_dir"):
+        prepared.open_split(tmp_path, "evjvqa", "train")
     with pytest.raises(UserError, match=r"--variant=all --annotations_only --data_dir"):
         prepared.open_split(tmp_path, "evjvqa", "train", "all_annotations")
     with pytest.raises(UserError, match=r"vivqa has no split 'dev'; it has train, test"):

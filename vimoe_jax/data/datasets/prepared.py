@@ -22,19 +22,24 @@ _ABANDONED = 3600.0  # seconds without a change, after which an unfinished folde
 _LOCKED = "incomplete.locked_"  # such a folder is somebody's as long as it is locked
 
 
-def folder(data_dir: str | Path, name: str, variant: str = "default") -> Path:
-    """Where a dataset lies, or would lie.
+def folder(data_dir: str | Path, name: str, variant: str = "") -> Path:
+    """Where a dataset lies, or would lie; "" is its first variant, here as everywhere.
 
     Raises:
       UserError: it has no such variant.
     """
-    builder = _builder_class(name)
-    if variant not in (names := [c.name for c in builder.BUILDER_CONFIGS]):
-        raise UserError(f"{name} has no variant {variant!r}; it has {', '.join(names)}")
-    return Path(data_dir) / name / variant / str(builder.VERSION)
+    version = _builder_class(name).VERSION
+    return Path(data_dir) / name / _config(name, variant).name / str(version)
 
 
-def open_builder(data_dir: str | Path, name: str, variant: str = "default") -> Any:
+def _config(name: str, variant: str) -> Any:
+    configs = {c.name: c for c in _builder_class(name).BUILDER_CONFIGS}
+    if variant and variant not in configs:
+        raise UserError(f"{name} has no variant {variant!r}; it has {', '.join(configs)}")
+    return configs[variant or next(iter(configs))]
+
+
+def open_builder(data_dir: str | Path, name: str, variant: str = "") -> Any:
     """The TFDS builder of a dataset, prepared or not.
 
     Raises:
@@ -42,7 +47,7 @@ def open_builder(data_dir: str | Path, name: str, variant: str = "default") -> A
     """
     where = folder(data_dir, name, variant)
     try:
-        return _builder_class(name)(data_dir=str(data_dir), config=variant)
+        return _builder_class(name)(data_dir=str(data_dir), config=_config(name, variant).name)
     except Exception:  # broken JSON, missing files, …
         if where.exists():
             raise UserError(f"{where}: damaged; remove the folder, prepare") from None
@@ -52,7 +57,7 @@ def open_builder(data_dir: str | Path, name: str, variant: str = "default") -> A
 def write(
     data_dir: str | Path,
     name: str,
-    variant: str = "default",
+    variant: str = "",
     *,
     prime: Callable[[Any], None] | None = None,
     replace: bool = False,
@@ -130,7 +135,7 @@ def _staging(where: Path) -> Iterator[Path]:
         os.close(handle)
 
 
-def remove_unfinished(data_dir: str | Path, name: str, variant: str = "default") -> None:
+def remove_unfinished(data_dir: str | Path, name: str, variant: str = "") -> None:
     """Removes what killed runs left behind, nothing that another process works on."""
     where = folder(data_dir, name, variant)
     for path in where.parent.glob(f"*incomplete*{where.name}*"):
@@ -154,7 +159,7 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
-def splits(data_dir: str | Path, name: str, variant: str = "default") -> list[str]:
+def splits(data_dir: str | Path, name: str, variant: str = "") -> list[str]:
     """The splits of a prepared dataset.
 
     Raises:
@@ -163,7 +168,7 @@ def splits(data_dir: str | Path, name: str, variant: str = "default") -> list[st
     return list(_prepared(data_dir, name, variant).info.splits)
 
 
-def fingerprint(data_dir: str | Path, name: str, variant: str = "default") -> str | None:
+def fingerprint(data_dir: str | Path, name: str, variant: str = "") -> str | None:
     """What the builder noted of its contents; None where nothing whole is prepared."""
     try:
         builder = _prepared(data_dir, name, variant)
@@ -174,7 +179,7 @@ def fingerprint(data_dir: str | Path, name: str, variant: str = "default") -> st
         return None
 
 
-def open_split(data_dir: str | Path, name: str, split: str, variant: str = "default") -> TfdsSource:
+def open_split(data_dir: str | Path, name: str, split: str, variant: str = "") -> TfdsSource:
     """One split, in the order of writing.
 
     Raises:
@@ -209,11 +214,12 @@ def _prepared(data_dir: str | Path, name: str, variant: str) -> Any:
 
 def _options(name: str, variant: str) -> str:
     """The options of the command that prepares a variant."""
-    config = next(c for c in _builder_class(name).BUILDER_CONFIGS if c.name == variant)
-    options = "" if name == "viscenes" else "--source=DIR "
-    chosen = getattr(config, "variant", config.name)
-    options += f"--variant={chosen} " if chosen != "default" else ""
-    return options + ("" if getattr(config, "pictures", True) else "--annotations_only ")
+    config, usual = _config(name, variant), _config(name, "")
+    if name == "viscenes":
+        return f"--variant={config.name} " if config != usual else ""
+    options = "--source=DIR "
+    options += f"--variant={config.variant} " if config.variant != usual.variant else ""
+    return options + ("" if config.pictures else "--annotations_only ")
 
 
 class TfdsSource:
