@@ -50,7 +50,8 @@ def qwen() -> Tokenizer:
     t.post_processor = processors.ByteLevel(trim_offsets=False)
     t.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    t.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet))
+    trainer = trainers.BpeTrainer(vocab_size=340, initial_alphabet=alphabet, show_progress=False)
+    t.train_from_iterator(TEXTS, trainer)
     t.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIAL])
     t.add_tokens([AddedToken("<think>", special=False, normalized=False)])
     return t

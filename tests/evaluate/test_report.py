@@ -1,6 +1,7 @@
 """The report, from workdirs in every state; what it shows, and that it shows nothing else."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from vimoe_jax.data.text import PLAIN
 from vimoe_jax.errors import UserError
 from vimoe_jax.evaluate import captions, charts, markup, report, report_data, vqa
 from vimoe_jax.evaluate import predictions as predictions_lib
@@ -432,6 +434,27 @@ def test_splits_are_matched_with_their_metrics(workdir):
     assert report_data.load(workdir).splits[0].metrics == {"vqa/accuracy": 0.25}
     (workdir / "config.json").write_text('{"data": {"test_splits": ["another", "test"]}}')
     assert report_data.load(workdir).splits[0].name == "another"
+
+
+def test_a_split_is_shown_under_the_profile_it_was_scored_under(workdir):
+    path = workdir / "eval/test/predictions.jsonl"
+    rows = predictions_lib.read(path)
+    predictions_lib.write(
+        path, [dataclasses.replace(p, answers=("hòa",), prediction="Hoà") for p in rows]
+    )
+    file = workdir / "eval/test/metrics.json"
+    for profile, right in (("plain", False), ("ocr", True)):
+        label = {"profile": profile, "comparison": f"as {profile} does", "tokens": "words of ours"}
+        file.write_text(json.dumps({"vqa/accuracy": float(right), "scoring": label}))
+        page = read(workdir)
+        classes = [a.get("class", "") for _, a in page.elements]
+        assert ("a ok" in classes, "a no" in classes) == (right, not right)
+        assert f"under the profile “{profile}” (as {profile} does)" in page.text
+        assert "captions as words of ours." in page.text
+    for broken in ("short", {"profile": 3}, {"profile": "none"}, []):
+        file.write_text(json.dumps({"vqa/accuracy": 0.5, "scoring": broken}))
+        assert report_data.load(workdir).splits[0].profile == PLAIN
+        read(workdir)
 
 
 def test_interval_counts_pictures_not_questions():
