@@ -1,12 +1,13 @@
 """Tone placement against spelling rules written out, and on texts of all kinds."""
 
+import json
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vimoe_jax.data.tones import place, tone_style
+from vimoe_jax.data.tones import ToneStyles, place, tone_style
 
 TONES = ("\u0300", "\u0301", "\u0303", "\u0309", "\u0323")
 ONSETS = (
@@ -116,3 +117,21 @@ def test_laws(text):
             len(w) for w in unicodedata.normalize("NFC", text).split()
         ]
     assert place(unicodedata.normalize("NFD", text), "old") == old
+
+
+@pytest.mark.real_data
+def test_styles_of_real_texts(real_data):
+    def counts(*parts):
+        return ToneStyles(*map(sum, zip(*map(tone_style, parts), strict=True)))
+
+    vivqa = (real_data / "vivqa/train.csv").read_text("utf-8")
+    files = (real_data / "uit_viic").glob("uitviic_captions_*.json")
+    uit = [a["caption"] for f in files for a in json.loads(f.read_text("utf-8"))["annotations"]]
+    assert counts(vivqa) == (479, 6, 0)
+    assert counts(*uit) == (4, 27, 1)
+    for text in (vivqa, *uit):
+        old = place(text, "old")
+        before, after = tone_style(text), tone_style(old)
+        assert after == (before.old + before.new, 0, 0)
+        changed = [a != b for a, b in zip(text.split(), old.split(), strict=True)]
+        assert sum(changed) == before.new + before.misplaced

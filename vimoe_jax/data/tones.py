@@ -35,7 +35,7 @@ _FALLING = re.compile(rf"(?!gia$)(?:{_ONSET})?[iuư]a", re.IGNORECASE)
 _MARKS = "\u0300-\u036f"
 _WORD = re.compile(rf"(?<![^\W_])(?<![{_MARKS}])[^\W\d_]++(?![^\W_]|[{_MARKS}])")
 # What is not prose: addresses on the web, e-mail addresses, code between backticks.
-_LITERAL = re.compile(r"(?:\w+://|www\.)\S+|\S+@\S+|`[^`]*`", re.IGNORECASE)
+_LITERAL = re.compile(r"(?:\w+://|www\.)\S+|\S+@\S+|`[^`\n]*`", re.IGNORECASE)
 
 
 def place(text: str, style: Style) -> str:
