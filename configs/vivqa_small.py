@@ -1,7 +1,7 @@
 """ViVQA's questions and UIT-ViIC's captions from random weights, for one GPU.
 
-A dense model of 25 million parameters. Prepared first, from folders that hold the published annotations and COCO's 2014 pictures (those of
-2017 serve UIT-ViIC as well):
+A dense model of 25 million parameters. Prepared first, from folders that hold the published
+annotations and COCO's pictures of 2014 or 2017:
 
     python -m vimoe_jax.data.prepare --dataset=vivqa --source=DIR --data_dir=data --drop_leaked
     python -m vimoe_jax.data.prepare --dataset=uit_viic --source=DIR --data_dir=data

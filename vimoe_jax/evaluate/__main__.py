@@ -63,9 +63,9 @@ def _asked(data: Data, options: dict[str, str]) -> tuple[Data, list[EvalSplit]]:
 
     data = dataclasses.replace(data, source=options.get("source", data.source))
     dataset = options.get("dataset", "jsonl" if "source" in options else "")
-    first = data.test_splits[0].rpartition("/")[2] if data.test_splits else "test"
+    split = options.get("split", data.test_splits[0] if data.test_splits else "test")
     if not dataset:
-        return data, eval_splits(data, options.get("split", first))
+        return data, eval_splits(data, split)
     try:
         (part,) = mixture.parse(dataset)
     except ValueError as e:
@@ -73,7 +73,9 @@ def _asked(data: Data, options: dict[str, str]) -> tuple[Data, list[EvalSplit]]:
         raise UserError(f"--dataset: one dataset to score, please: {reason}") from None
     if part.name == "jsonl" and not data.source:
         raise UserError("--source: dataset 'jsonl' needs the path of a JSONL file")
-    return data, eval_splits(data, f"{dataset}/{options.get('split', first)}")
+    if "split" not in options:
+        split = split.rpartition("/")[2]  # the configured one, of whichever dataset
+    return data, eval_splits(data, f"{dataset}/{split}")
 
 
 if __name__ == "__main__":
