@@ -47,11 +47,11 @@ class PublishedConfig(tfds.core.BuilderConfig):
     drop_leaked: bool = False
 
 
-class Published(tfds.core.ShardBasedBuilder, skip_registration=True):
+class Published(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """The base of all: an example is one picture with everything asked of it.
 
-    Shard by shard, since TFDS's `GeneratorBasedBuilder` holds a whole split in memory and needs
-    TensorFlow above a gigabyte.
+    Written shard by shard, as TFDS's `ShardBasedBuilder` does: its generator-based way holds a
+    whole split in memory, and needs TensorFlow above a gigabyte.
 
     Pictures are the published files, byte for byte. TFDS needs TensorFlow for ragged sequences
     inside sequences, so the columns of `qa` are flat: `answers` and `explanations` hold all of a
@@ -111,7 +111,25 @@ class Published(tfds.core.ShardBasedBuilder, skip_registration=True):
             disable_shuffling=True,
         )
 
+    _download_and_prepare = tfds.core.ShardBasedBuilder._download_and_prepare
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+        return {name: self._generate_examples(r) for name, r in self._kept(dl_manager).items()}
+
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable]]:
+        kept = self._kept(dl_manager)
+        for name, records in kept.items():
+            self._write_questions(name, records)
+        return {
+            name: [
+                functools.partial(self._generate_examples, records[start : start + _SHARD], start)
+                for start in range(0, len(records), _SHARD)
+            ]
+            for name, records in kept.items()
+        }
+
+    def _kept(self, dl_manager: Any) -> dict[str, list[Kept]]:
+        """The records to write, by split."""
         sifted, config = self.sifted, self.builder_config
         if sifted is None:
             files = Files(dl_manager.manual_dir)
@@ -124,15 +142,7 @@ class Published(tfds.core.ShardBasedBuilder, skip_registration=True):
         if not kept:
             raise UserError(f"{self.dataset.title}: nothing is left of the annotations")
         self.info.metadata["fingerprint"] = fingerprint(self.name, config.name, sifted)
-        for name, records in kept.items():
-            self._write_questions(name, records)
-        return {
-            name: [
-                functools.partial(self._examples, records[start : start + _SHARD], start)
-                for start in range(0, len(records), _SHARD)
-            ]
-            for name, records in kept.items()
-        }
+        return kept
 
     def _example_writer(self) -> OrderedWriter:
         return OrderedWriter(self.info.file_format)
@@ -146,7 +156,7 @@ class Published(tfds.core.ShardBasedBuilder, skip_registration=True):
                     row = {"picture": record.id, **dataclasses.asdict(qa)}
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
-    def _examples(self, records: list[Kept], start: int) -> Iterator[tuple[int, dict]]:
+    def _generate_examples(self, records: list[Kept], start: int = 0) -> Iterator[tuple[int, dict]]:
         for index, record in enumerate(records, start):
             example: dict[str, Any] = {"id": record.id, "qa": [_columns(qa) for qa in record.qa]}
             if self.builder_config.pictures:
