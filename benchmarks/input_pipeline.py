@@ -163,13 +163,14 @@ class Bench:
 
     def drain(self, workers: int) -> int:
         """Batches that may lie ready: after so many, what comes is made while one waits."""
-        return 4 + 3 * max(workers, pipeline.NUM_THREADS)
+        # A worker holds some in its queue, some before it, and one under way; threads hold less.
+        return 4 + 10 * max(workers, pipeline.NUM_THREADS)
 
     def timed(self, batches: Any, workers: int) -> tuple[float, float, float]:
         """Rows and pairs a second and rows a CPU second, once nothing made before is left."""
         for _ in range(self.drain(workers)):
             next(batches)
-        count = max(self.drain(workers), -(-self.args.pictures // self.args.batch))
+        count = -(-self.args.pictures // self.args.batch)
         pairs, start, cpu = 0, time.perf_counter(), time.process_time()
         for _ in range(count):
             pairs += int(next(batches)["segments"].max(1).sum())
@@ -299,12 +300,15 @@ class Bench:
             constant = fetch()
             for turn in range(self.args.rounds + 1):  # the first one compiles
                 for name, get in (("constant", lambda: constant), ("pipeline", fetch)):
+                    for _ in range(self.drain(self.args.train_workers) if get is fetch else 0):
+                        next(batches)  # what was made while the constant batch was trained on
                     jax.block_until_ready(step(get()))
                     start = time.perf_counter()
                     for _ in range(self.args.steps):
                         metrics = step(get())
                     jax.block_until_ready(metrics)
                     times[name].append((time.perf_counter() - start) / self.args.steps)
+                    time.sleep(2)  # buffers fill: not at the cost of the constant batch's turn
                 if not turn:
                     times = {name: [] for name in times}
         result: dict[str, Any] = {name: statistics.median(t) for name, t in times.items()}
