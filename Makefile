@@ -25,6 +25,8 @@ lint: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.spine
 	$(BIN)/python -m benchmarks.moe_layer --shapes=small --dtype=float32
+	$(BIN)/python -m benchmarks.input_pipeline --train
+	$(BIN)/python -m benchmarks.questions
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -112,7 +112,7 @@ class Data:
         "Scored at the end, SPLIT or NAME/SPLIT; the first one as eval/… if the dataset is one.",
     )
     tokenizer: str = field(
-        "", "A SentencePiece model; '' trains one on the training split's texts."
+        "", "A SentencePiece model or tokenizer.json; '' trains one on the training split's texts."
     )
     vocab_size: int = field(1024, "Pieces of a tokenizer trained here.", at_least(270))
     text_length: int = field(

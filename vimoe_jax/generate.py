@@ -27,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--{name}: needed")
     record = _record(options["image"], options.get("question", ""))
 
+    from vimoe_jax.data import sources
+    from vimoe_jax.data.mixture import Mixture
     from vimoe_jax.evaluate.run import predict
     from vimoe_jax.train import setup
     from vimoe_jax.train.checkpoint import load_params
@@ -38,7 +40,10 @@ def main(argv: Sequence[str]) -> int:
     if step and not step.isdigit():
         raise UserError(f"--step: must be a number, not {step!r}")
     params = load_params(run, int(step) if step else None)
-    print(predict(run, params, [record], quiet=True)[0].prediction)
+    asked = Mixture(
+        sources.parts(run.config.data)[:1], ([record],)
+    )  # in the style of the first part
+    print(predict(run, params, asked, quiet=True)[0].prediction)
     return 0
 
 

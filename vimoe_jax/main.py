@@ -49,9 +49,12 @@ def _run(config, workdir: Path, command: str) -> int:
     with Interrupt() as interrupt:
         import jax
 
+        from vimoe_jax.evaluate import captions
         from vimoe_jax.train import setup
         from vimoe_jax.train.loop import Trainer
 
+        if config.eval.at_end:  # a missing segmenter is found now, not after training
+            captions.describe(config.eval.tokenization)
         jax.config.update("jax_debug_nans", config.train.debug_nans)
         run = setup.start(config, workdir)
         sizes = run.blueprint.num_parameters(), run.blueprint.num_active_parameters()

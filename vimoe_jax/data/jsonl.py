@@ -3,9 +3,9 @@
     {"image": "a.jpg", "task": "vqa", "question": "con mèo màu gì", "answers": ["đen"]}
 
 `task` is "caption", "vqa" or "ocr_vqa"; optional are `id`, `type` (for scores per type) and
-`split`; null is as good as absent. A caption may stand as `"caption": "…"` in place of `answers`.
-Paths are relative to the file. Lines of the same picture become one record, its captions the
-references of one question.
+`split` and `explanations` (a list); null is as good as absent. A caption may stand as
+`"caption": "…"` in place of `answers`. Paths are relative to the file. Lines of the same picture
+become one record, its captions the references of one question.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vimoe_jax.data.records import QA, TASKS, BadRecord, Record
 from vimoe_jax.data.text import normalize
 from vimoe_jax.errors import UserError
 
-_KEYS = {"image", "task", "question", "answers", "caption", "id", "type", "split"}
+_KEYS = {"image", "task", "question", "answers", "caption", "id", "type", "split", "explanations"}
 _SHOWN = 10  # warnings of one kind; the rest is counted
 
 
@@ -134,6 +134,7 @@ def _qa(number: int, row: dict, ids: Counter[str]) -> QA:
         question=row.get("question", ""),
         answers=tuple(row["answers"]),
         type=row.get("type", ""),
+        explanations=tuple(row.get("explanations", ())),
     )
 
 
@@ -191,6 +192,9 @@ def _complaint(row: dict) -> str | None:
         return "answers: must be a list of strings"
     if not all(map(normalize, answers)):
         return "answers: an answer is empty"
+    why = row.get("explanations", [])
+    if not isinstance(why, list) or not all(isinstance(e, str) and normalize(e) for e in why):
+        return "explanations: must be a list of strings, none empty"
     if row["task"] != "caption" and not normalize(row.get("question", "")).rstrip("?？ "):
         return "question: missing or empty"
     return None

@@ -52,9 +52,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--dataset: must be one of {', '.join(DATASETS)}, not {dataset!r}")
     tokenizer = None
     if "tokenizer" in options:
-        from vimoe_jax.data.tokenizer import SentencePieceTokenizer
+        from vimoe_jax.data import tokenizer as tokenizer_lib
 
-        tokenizer = SentencePieceTokenizer.load(options.pop("tokenizer"))
+        tokenizer = tokenizer_lib.load(options.pop("tokenizer"))
     for name in options:
         if name not in _TAKEN[dataset]:
             raise UserError(f"--{name}: not an option of dataset {dataset}")

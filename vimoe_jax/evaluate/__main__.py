@@ -7,8 +7,9 @@ The best checkpoint (lowest validation loss) is used unless --step names another
 one that was not trained on; without it, every dataset of the run that has the split is scored.
 --source gives another JSONL file. Leaves DIR/eval/SPLIT/, or DIR/eval/NAME_SPLIT/ where the run has
 several datasets or another one, and prints the metrics as one line of JSON, the last on stdout,
-names beginning with NAME_SPLIT/ if there are several. Other experts per token or capacity than in
-training, for example: --config.model.decoder.moe.eval_experts_per_token=4
+names beginning with NAME_SPLIT/ if there are several; `scoring` says how texts were compared.
+Other experts per token or capacity than in training, for example:
+--config.model.decoder.moe.eval_experts_per_token=4
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ def main(argv: Sequence[str]) -> int:
     if step and not step.isdigit():
         raise UserError(f"--step: must be a number, not {step!r}")
 
-    from vimoe_jax.evaluate.run import evaluate_split
+    from vimoe_jax.evaluate.run import evaluate_split, scoring
     from vimoe_jax.train import setup
     from vimoe_jax.train.checkpoint import load_params
 
     run = setup.reopen(Path(options["workdir"]), overrides)
     data, splits = _asked(run.config.data, options)
     params = load_params(run, int(step) if step else None)
+    labels = {s.name: scoring(run.config.eval, s) for s in splits}
     scores = {s.name: evaluate_split(run, params, s, data=data) for s in splits}
+    scores = {name: {**own, "scoring": labels[name]} for name, own in scores.items()}
     if len(splits) > 1:
         merged = {f"{name}/{n}": v for name, own in scores.items() for n, v in own.items()}
     else:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vimoe_jax.data.text import normalize
+from vimoe_jax.data.text import Profile, normalize
 from vimoe_jax.errors import UserError
 from vimoe_jax.evaluate import report_data, vqa
 from vimoe_jax.evaluate.predictions import Prediction
@@ -45,7 +45,7 @@ def save_grid_png(workdir: Path, path: Path) -> None:
             chosen.append((picture, [rows[(k + j) % len(rows)] for j in range(count)]))
     if not chosen:
         raise UserError(f"{workdir}: no picture with a question under eval/{split.name} to draw")
-    _save(_draw(chosen), Path(path))
+    _save(_draw(chosen, split.profile), Path(path))
 
 
 def _open(path: Path) -> Image.Image | None:
@@ -94,12 +94,12 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float, most: int) -> l
     return lines
 
 
-def _text_lines(rows: list[Prediction]) -> list[tuple[str, str, bool, int]]:
+def _text_lines(rows: list[Prediction], profile: Profile) -> list[tuple[str, str, bool, int]]:
     """(text, colour, bold, space above) of everything under a picture."""
     question, answer = _font(18), _font(18, bold=True)
     width, lines = _TILE - 2 * _PAD, []
     for p in rows:
-        good = report_data.right(p)
+        good = report_data.right(p, profile)
         for i, line in enumerate(_wrap(p.question, question, width, 2)):
             lines.append((line, _INK, False, 12 if i == 0 else 0))
         mark, color = ("✓", _RIGHT) if good else ("✗", _WRONG)
@@ -111,8 +111,8 @@ def _text_lines(rows: list[Prediction]) -> list[tuple[str, str, bool, int]]:
     return lines
 
 
-def _draw(chosen: list[tuple[Image.Image, list[Prediction]]]) -> Image.Image:
-    texts = [_text_lines(rows) for _, rows in chosen]
+def _draw(chosen: list[tuple[Image.Image, list[Prediction]]], profile: Profile) -> Image.Image:
+    texts = [_text_lines(rows, profile) for _, rows in chosen]
     columns = min(_COLUMNS, len(chosen))
     bands = [texts[i : i + columns] for i in range(0, len(texts), columns)]
     heights = [_TILE + max(sum(_ROW + above for *_, above in t) for t in band) for band in bands]

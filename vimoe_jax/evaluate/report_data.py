@@ -194,7 +194,8 @@ def _splits(
     first = next((s for s in [*listed, "test", *folders] if s in folders), None)
     main = listed[0] if listed else first or "test"
     splits = []
-    for name in sorted(folders, key=lambda s: (s != main, s)):
+    # In a mixture a folder is DATASET_SPLIT: every dataset's main split before the others.
+    for name in sorted(folders, key=lambda s: (s != main, not s.endswith(f"_{main}"), s)):
         prefix = "eval" if name == main else f"eval_{name.removeprefix('test_')}"
         split = Split(name, scores.pop(prefix, {}))
         _read_split(split, root / name, workdir, problems)

@@ -270,7 +270,7 @@ def _taken(gates, expert, values):
 
 @_taken.defjvp
 def _taken_jvp(primals, tangents):
-    gates, expert, values = primals
+    _, expert, values = primals
     return values, _at(tangents[0], expert)
 
 
