@@ -60,7 +60,8 @@ KINDS = {
 
 def written(kind, rng):
     """A sound file: some frames of noise, an EXIF orientation where the format has room for one."""
-    size = (rng.randint(1, 40), rng.randint(1, 40))
+    least = 16 if kind.format == "ICO" else 1  # icons are not enlarged
+    size = (rng.randint(least, 40), rng.randint(least, 40))
     frames = [frame(kind.mode, size, rng) for _ in range(kind.frames)]
     options = dict(kind.options)
     if kind.frames > 1:
