@@ -8,7 +8,8 @@ active operations (hidden width K·F) in JAX. Every time is the median over roun
 variants take turns, so that a drifting clock hits all alike. Peers in PyTorch run in processes of
 their own, in the same call.
 
-Columns: ms; × dense; TFLOP/s of the choices kept (6·T·K·D·F·3 less the dropped); drop fraction;
+Columns: ms; × dense; on a CPU also × dense in time that cores were busy, which neighbours on the
+machine change less; TFLOP/s of the choices kept (6·T·K·D·F·3 less the dropped); drop fraction;
 temporaries, as XLA plans them (without arguments and results).
 """
 
@@ -103,20 +104,26 @@ class Variant:
         self.temporaries = self.compiled.memory_analysis().temp_size_in_bytes
         self.drop = float(self.compiled(*self.args)[2])
         self.times: list[float] = []
+        self.cpu_times: list[float] = []
 
     def run(self, calls: int) -> None:
         """Adds one time, in ms a call."""
         jax.block_until_ready(self.compiled(*self.args))
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         results = None
         for _ in range(calls):
             results = self.compiled(*self.args)
         jax.block_until_ready(results)
         self.times.append((time.perf_counter() - start) / calls * 1e3)
+        self.cpu_times.append((time.process_time() - cpu) / calls * 1e3)
 
     def ms(self) -> float:
         """The median of the times."""
         return statistics.median(self.times)
+
+    def cpu_ms(self) -> float:
+        """The median of the time that all cores together were busy."""
+        return statistics.median(self.cpu_times)
 
 
 def layer_table(shape: dict[str, Any], dtype: jnp.dtype, args: argparse.Namespace) -> list[dict]:
@@ -140,6 +147,7 @@ def layer_table(shape: dict[str, Any], dtype: jnp.dtype, args: argparse.Namespac
         for v in variants:
             v.run(args.calls)
     flops = 6 * shape["tokens"] * shape["k"] * shape["width"] * shape["hidden"] * 3
+    on_cpu = jax.default_backend() == "cpu"
     if args.profile:
         for v in variants:
             if v.name in args.profile.split(";"):
@@ -149,6 +157,7 @@ def layer_table(shape: dict[str, Any], dtype: jnp.dtype, args: argparse.Namespac
             name=v.name,
             ms=v.ms(),
             ratio=v.ms() / variants[0].ms(),
+            cpu_ratio=v.cpu_ms() / variants[0].cpu_ms() if on_cpu else None,
             tflops=flops * (1 - v.drop) / v.ms() / 1e9,
             drop=v.drop,
             temporaries_gib=v.temporaries / 2**30,
@@ -277,6 +286,7 @@ def show(title: str, rows: list[dict]) -> None:
         for key, form in (
             ("ms", "{:9.3f} ms"),
             ("ratio", "{:6.2f} ×"),
+            ("cpu_ratio", "{:6.2f} × CPU time"),
             ("tflops", "{:5.0f} TFLOP/s"),
             ("drop", "{:6.1%} dropped"),
             ("temporaries_gib", "{:6.2f} GiB"),
