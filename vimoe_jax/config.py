@@ -78,8 +78,10 @@ class Model:
     )
     remat: str = field(
         "none",
-        "What the backward pass computes again: nothing, all but matrix products, or each layer.",
-        one_of("none", "dots", "full"),
+        "What the backward pass computes again: nothing; all but costly operations (dots), or but "
+        "matrix products without batch axes (dots_no_batch); all but what reached and left the "
+        "experts (dispatch); each layer (full), its input waiting in the host's memory (offload).",
+        one_of("none", "dots", "dots_no_batch", "dispatch", "full", "offload"),
     )
     unroll: int = field(
         1,
@@ -136,14 +138,26 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    """AdamW with warm-up and cosine decay."""
+    """The optimizer, with warm-up and cosine decay."""
 
+    name: str = field(
+        "adamw",
+        "AdamW, or Adafactor: second moments as products of rows and columns.",
+        one_of("adamw", "adafactor"),
+    )
+    moments_dtype: str = field(
+        "float32",
+        "Of the moments as large as their parameter; bfloat16 rounds stochastically.",
+        one_of("float32", "bfloat16"),
+    )
     learning_rate: float = field(1e-3, "Peak learning rate.", more_than(0))
     warmup_steps: int = field(50, "Steps of linear warm-up.", at_least(0))
     final_fraction: float = field(0.05, "Last learning rate over the peak.", between(0, 1))
     weight_decay: float = field(0.05, "Decoupled decay, of matrices only.", at_least(0))
-    b1: float = field(0.9, "Adam's first decay.", between(0, 0.9999))
-    b2: float = field(0.98, "Adam's second decay.", between(0, 0.99999))
+    b1: float = field(0.9, "First moment's decay.", between(0, 0.9999))
+    b2: float = field(
+        0.98, "Second moment's decay, which Adafactor's approaches.", between(0, 0.99999)
+    )
     eps: float = field(1e-8, "Adam's epsilon.", more_than(0))
     clip_norm: float = field(1.0, "Largest global gradient norm; 0 for no clipping.", at_least(0))
     vision_rate: float = field(
@@ -161,6 +175,24 @@ class Train:
     batch_size: int = field(32, "B, pictures a step, over all devices.", at_least(1))
     accumulate: int = field(1, "Microbatches whose gradients make one step.", at_least(1))
     log_every: int = field(20, "Steps between lines of metrics.jsonl.", at_least(1))
+    max_bad_steps: int = field(
+        10, "Skipped updates in a row (not finite, or spikes) before giving up.", at_least(1)
+    )
+    skip_spikes: float = field(
+        0.0,
+        "Skip updates whose loss is this many standard deviations above the mean of the last 128; "
+        "6 is usual, 0 for never.",
+        at_least(0),
+    )
+    hang_seconds: float = field(
+        1800.0,
+        "Without a finished step for so long (the first: ten times as long), write all stacks and "
+        "exit; 0 for never.",
+        at_least(0),
+    )
+    guard_transfers: bool = field(
+        False, "Fail where the loop copies between host and device unasked (for debugging)."
+    )
     debug_nans: bool = field(False, "Stop where a NaN arises (slow).")
 
 
@@ -214,7 +246,7 @@ class Config:
     seed: int = field(0, "Of initialisation, shuffling and router noise.", at_least(0))
     model: Model = field(Model(), "Image and tokens to logits.")
     data: Data = field(Data(), "What is read, and how it becomes rows.")
-    optim: Optim = field(Optim(), "AdamW.")
+    optim: Optim = field(Optim(), "The optimizer.")
     train: Train = field(Train(), "The loop.")
     checkpoint: Checkpoint = field(Checkpoint(), "What is saved when.")
     eval: Eval = field(Eval(), "Scores.")
