@@ -47,28 +47,35 @@ def _run(config, workdir: Path, command: str) -> int:
     from vimoe_jax.train.guard import Interrupt
 
     with Interrupt() as interrupt:
-        import jax
+        from vimoe_jax.train.lock import only_run
 
-        from vimoe_jax.evaluate import captions
-        from vimoe_jax.train import setup
-        from vimoe_jax.train.loop import Trainer
+        with only_run(workdir):
+            return _train(config, workdir, command, interrupt)
 
-        if config.eval.at_end:  # a missing segmenter is found now, not after training
-            captions.describe(config.eval.tokenization)
-        jax.config.update("jax_debug_nans", config.train.debug_nans)
-        run = setup.start(config, workdir)
-        sizes = run.blueprint.num_parameters(), run.blueprint.num_active_parameters()
-        print(
-            f"{workdir}: {sizes[0]:,} parameters, {sizes[1]:,} active, on {setup.device_name()}",
-            file=sys.stderr,
-        )
-        trainer = Trainer(run, interrupt)
-        if trainer.train() and _evaluate(run, trainer, interrupt):
-            trainer.checkpoints.close()
-            return 0
+
+def _train(config, workdir: Path, command: str, interrupt) -> int:
+    import jax
+
+    from vimoe_jax.evaluate import captions
+    from vimoe_jax.train import setup
+    from vimoe_jax.train.loop import Trainer
+
+    if config.eval.at_end:  # a missing segmenter is found now, not after training
+        captions.describe(config.eval.tokenization)
+    jax.config.update("jax_debug_nans", config.train.debug_nans)
+    run = setup.start(config, workdir)
+    sizes = run.blueprint.num_parameters(), run.blueprint.num_active_parameters()
+    print(
+        f"{workdir}: {sizes[0]:,} parameters, {sizes[1]:,} active, on {setup.device_name()}",
+        file=sys.stderr,
+    )
+    trainer = Trainer(run, interrupt)
+    if trainer.train() and _evaluate(run, trainer, interrupt):
         trainer.checkpoints.close()
-        print(f"stopped by {interrupt.signal}; to resume: {command}", file=sys.stderr)
         return 0
+    trainer.checkpoints.close()
+    print(f"stopped by {interrupt.signal}; to resume: {command}", file=sys.stderr)
+    return 0
 
 
 def _evaluate(run, trainer, interrupt) -> bool:

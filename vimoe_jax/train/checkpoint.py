@@ -1,7 +1,8 @@
 """Checkpoints: asynchronous, newest and best kept, the position in the data inside.
 
-`DIR/checkpoints/STEP/` holds `state` (all arrays of the `TrainState`) and `data` (JSON: how many
-batches were consumed). A save is atomic: a step directory either is whole or does not exist.
+`DIR/checkpoints/STEP/` holds `state` (all arrays of the `TrainState`), `data` (JSON: how many
+batches were consumed) and `manifest.json` (sizes and checksums of all files). A save is atomic: a
+step directory either is whole or does not exist. docs/checkpoints.md has the guarantees.
 """
 
 from __future__ import annotations
@@ -16,21 +17,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vimoe_jax.config import Checkpoint
 from vimoe_jax.errors import UserError
+from vimoe_jax.train import manifest
 from vimoe_jax.train.state import TrainState
 
 _METRIC = "val/loss"
 
 
 class Checkpoints:
-    """The checkpoints of one workdir."""
+    """The checkpoints of one workdir.
 
-    def __init__(self, directory: Path, c: Checkpoint):
+    On several hosts every method is called by all of them, and all see one file system.
+
+    Args:
+      directory: made if it does not exist.
+      c: which ones are kept.
+      read_only: writes and removes nothing, also while a run is saving here.
+    """
+
+    def __init__(self, directory: Path, c: Checkpoint, *, read_only: bool = False):
         self.directory = directory.absolute()
+        self._saving = 0
         # Failures of the background thread come back from `wait` and the next `save`; Orbax also
         # logs them, with a traceback.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -50,8 +64,19 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(keep),
                     enable_async_checkpointing=True,
+                    # Called in the background, by the first host, before the directory gets its
+                    # name: the manifest and the checkpoint come into being together.
+                    async_options=ocp.AsyncOptions(
+                        post_finalization_callback=lambda: manifest.write(self._unfinished())
+                    ),
+                    read_only=read_only,
+                    cleanup_tmp_directories=not read_only,  # what killed runs left half-written
                 ),
             )
+
+    def _unfinished(self) -> Path:
+        """The directory that is being written; Orbax renames it when it is whole."""
+        return self.directory / f"{self._saving}{ocp.path.atomicity.TMP_DIR_SUFFIX}"
 
     def save(self, state: TrainState, data: dict[str, int], val_loss: float | None = None) -> None:
         """Starts writing; returns once the arrays are copied off the device.
@@ -68,6 +93,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         with _clear_errors(self.directory):
+            self._manager.wait_until_finished()  # `save` would; `_saving` is still the earlier one
+            self._saving = step
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -119,31 +146,51 @@ class Checkpoints:
         """
         steps = [step] if step is not None else self.steps()[::-1]
         broken = []
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()
-        )
         for s in steps:
-            try:
-                restored = self._manager.restore(s, args=args)
-            except Exception as e:  # Orbax and TensorStore raise many kinds, some bare
-                broken.append(f"{self.directory / str(s)}: {_short(e)}")
+            restored, fault = self._read(s, shapes)
+            if fault:
+                broken.append(f"{self.directory / str(s)}: {fault}")
                 continue
-            for message in broken:
-                print(f"warning: unreadable checkpoint {message}; using step {s}", file=sys.stderr)
+            if jax.process_index() == 0:
+                for message in broken:
+                    print(
+                        f"warning: unreadable checkpoint {message}; using step {s}", file=sys.stderr
+                    )
             self._set_aside([n for n in steps if n > s])
             return restored["state"], restored["data"]
         if broken:
             raise UserError(f"no readable checkpoint: {broken[0]}")
         return None
 
+    def _read(self, step: int, shapes: TrainState) -> tuple[Any, str | None]:
+        """A checkpoint's items, or why it cannot be read, the same on all hosts."""
+        if fault := self._fault(step):
+            return None, fault
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()
+        )
+        try:
+            return self._manager.restore(step, args=args), _agree(None)
+        except Exception as e:  # Orbax and TensorStore raise many kinds, some bare
+            return None, _agree(_short(e))
+
+    def _fault(self, step: int) -> str | None:
+        """What its manifest says against a checkpoint; each host looks at its share of files."""
+        try:
+            manifest.check(self.directory / str(step), jax.process_index(), jax.process_count())
+        except manifest.Damaged as e:
+            return _agree(str(e))
+        return _agree(None)
+
     def _set_aside(self, steps: list[int]) -> None:
         """Renames unreadable checkpoints, so that the run can write these steps again."""
-        for step in steps:
+        for step in steps if jax.process_index() == 0 else ():
             target = self.directory.parent / f"{self.directory.name}.unreadable" / str(step)
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(exist_ok=True)
             shutil.move(self.directory / str(step), target)
         if steps:
+            _agree(None)  # nobody looks before all are moved
             self._manager.reload()
 
     def read_params(self, shapes: dict[str, Any], step: int | None = None) -> dict[str, jax.Array]:
@@ -155,9 +202,11 @@ class Checkpoints:
         step = step if step is not None else self.best_step()
         if step is None:
             raise UserError(f"{self.directory}: no checkpoint here")
+        path = self.directory / str(step) / "state"
+        if fault := self._fault(step):
+            raise UserError(f"{self.directory / str(step)}: {fault}")
         try:
             with ocp.PyTreeCheckpointer() as reader:
-                path = self.directory / str(step) / "state"
                 found = reader.metadata(path).item_metadata.tree
                 groups = {
                     g: {n: shapes[n] for n in found.get(g) or {}} for g in ("params", "frozen")
@@ -180,8 +229,16 @@ class Checkpoints:
         return params
 
 
-def load_params(run: Any, step: int | None = None) -> dict[str, jax.Array]:
-    """The parameters of a `setup.Run`'s checkpoint, on its mesh: the best one, or a given step.
+def load_params(
+    run: Any, step: int | None = None, dtype: jax.typing.DTypeLike | None = None
+) -> dict[str, jax.Array]:
+    """The parameters of a `setup.Run`'s checkpoint, on its mesh.
+
+    Args:
+      run: on whatever mesh and number of hosts.
+      step: the best one if not given.
+      dtype: of the floating-point parameters, whatever the checkpoint holds them in; float32 if
+        not given.
 
     Raises:
       UserError: there is none, or it cannot be read.
@@ -190,7 +247,12 @@ def load_params(run: Any, step: int | None = None) -> dict[str, jax.Array]:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such folder; was this run trained?")
     shapes = run.blueprint.abstract(run.mesh)
-    checkpoints = Checkpoints(directory, run.config.checkpoint)
+    if dtype is not None:
+        shapes = {
+            n: s.update(dtype=dtype) if jnp.issubdtype(s.dtype, jnp.floating) else s
+            for n, s in shapes.items()
+        }
+    checkpoints = Checkpoints(directory, run.config.checkpoint, read_only=True)
     if step is not None and step not in checkpoints.steps():
         have = ", ".join(map(str, checkpoints.steps())) or "none"
         raise UserError(f"--step: {directory} has no checkpoint {step}; it has {have}")
@@ -198,6 +260,16 @@ def load_params(run: Any, step: int | None = None) -> dict[str, jax.Array]:
         return checkpoints.read_params(shapes, step)
     finally:
         checkpoints.close()
+
+
+def _agree(fault: str | None) -> str | None:
+    """The fault, if any host has one; hosts that have none learn that another has."""
+    if jax.process_count() == 1:
+        return fault
+    faulty = np.flatnonzero(multihost_utils.process_allgather(np.array(fault is not None)))
+    if not faulty.size:
+        return None
+    return fault or f"cannot be read by process {faulty[0]}"
 
 
 def _short(error: BaseException) -> str:
