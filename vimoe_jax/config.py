@@ -57,6 +57,7 @@ class Decoder:
     rope_theta: float = field(10000.0, "Base of the rotary frequencies.", more_than(0))
     norm_eps: float = field(1e-6, "Added to the variance in RMSNorm.", more_than(0))
     tie_embeddings: bool = field(True, "Use the token embedding as output head.")
+    qk_norm: bool = field(True, "Norm queries and keys, as Qwen3 does; Llama does not.")
     moe: MoEOptions = field(MoEOptions(), "Experts in the decoder.")
 
 

@@ -1,4 +1,7 @@
-"""The causal decoder, in Qwen3's form: RMSNorm, grouped-query attention, QK-norm, RoPE, SwiGLU."""
+"""The causal decoder, in Qwen3's form: RMSNorm, grouped-query attention, QK-norm, RoPE, SwiGLU.
+
+Without the norms of queries and keys it has Llama's form.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ class DecoderBlock(nnx.Module):
             c.num_kv_heads,
             c.head_dim,
             bias=False,
-            qk_norm_eps=c.norm_eps,
+            qk_norm_eps=c.norm_eps if c.qk_norm else None,
             dtype=dtype,
             rngs=rngs,
             out_scale=scale,
