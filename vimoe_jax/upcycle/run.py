@@ -1,0 +1,264 @@
+"""From one workdir to another: reads the dense run, writes the MoE run, measures what moved."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vimoe_jax.config import Config
+from vimoe_jax.errors import UserError
+from vimoe_jax.model.blueprint import Params
+from vimoe_jax.parallel.mesh import to_mesh
+from vimoe_jax.train import optim, setup
+from vimoe_jax.train import state as state_lib
+from vimoe_jax.train.checkpoint import Checkpoints
+from vimoe_jax.train.loop import fixed_batches
+from vimoe_jax.train.setup import Run
+from vimoe_jax.train.state import TrainState
+from vimoe_jax.upcycle import drift, importance, methods, moments, weights
+from vimoe_jax.upcycle.layers import PARTS, Migration, check
+from vimoe_jax.upcycle.methods import Upcycling
+
+# Fields of the configuration on which the order of batches depends.
+_ORDER = ("dataset", "source", "variant", "train_split", "style", "max_questions", "vary_prompts")
+
+
+def upcycle(
+    source: Path, c: Config, workdir: Path, how: Upcycling, step: int | None, fresh: bool
+) -> dict[str, Any]:
+    """Makes `workdir`, whole or not at all.
+
+    Args:
+      source: workdir of the dense run.
+      c: configuration of the MoE run.
+      workdir: must not exist, or be empty.
+      how: the method and its numbers.
+      step: of the source's checkpoint; None for the newest.
+      fresh: start the optimizer and its schedule anew, at step 0.
+
+    Returns:
+      What happened, as it is written to `upcycle.json`.
+
+    Raises:
+      UserError: one line that names the option or field.
+    """
+    old = setup.reopen(source, [], one_device=True)
+    step = _step(source, old.config, step)
+    check(old.config.model, c.model, source)
+    for part in PARTS:
+        options = getattr(c.model, part).moe
+        if options.num_experts:
+            width = c.model.decoder.width if part == "connector" else getattr(c.model, part).mlp_dim
+            methods.check(how, options, width, f"config.model.{part}.moe")
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"--workdir: {workdir} is there already and not empty")
+    if not fresh and c.train.steps <= step:
+        raise UserError(
+            f"config.train.steps: {c.train.steps}, but {source} is at step {step}, from which "
+            "training goes on (--fresh_optimizer starts at 0)"
+        )
+    staging = workdir.absolute().with_name(f".{workdir.absolute().name}.upcycling")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        old.tokenizer.save(staging)
+        new = setup.start(c, staging)
+        migration = Migration(old.blueprint, new.blueprint)
+        report = _convert(old, new, migration, how, step, fresh)
+        setup.write_json(staging / "upcycle.json", report)
+        if workdir.exists():
+            workdir.rmdir()
+        staging.rename(workdir)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return report
+
+
+def _convert(
+    old: Run, new: Run, migration: Migration, how: Upcycling, step: int, fresh: bool
+) -> dict[str, Any]:
+    """Everything that touches arrays."""
+    mesh, seed = new.mesh, new.config.seed
+    if migration.old.vocab_size != migration.new.vocab_size:
+        raise UserError(
+            f"config.model.decoder.vocab_size: {migration.new.vocab_size}, but the source has "
+            f"{migration.old.vocab_size}"
+        )
+    old_tx, old_trainable = _optimizer(old)
+    new_tx, new_trainable = _optimizer(new)
+    shapes = _shapes(old, old_tx, old_trainable, mesh)
+    if not fresh:
+        moments.check(shapes.opt_state, "the source's optimizer")
+        moments.check(_shapes(new, new_tx, new_trainable, mesh).opt_state, "config.optim")
+    state, data = _restore(old, shapes, step)
+    params = state.all_params()
+
+    count = max(1, -(-how.samples // new.config.train.batch_size))
+    batches = fixed_batches(new, new.train_source, count if how.method == "importance" else 1)
+    layouts = plan(migration, how, seed, params, batches, mesh)
+    batch = to_mesh(batches[0], mesh)
+    before, _ = drift.hidden(old.blueprint, params, batch, mesh)
+
+    made = weights.upcycle(migration, params, layouts, how, mesh, seed)
+    report = _report(old, new, migration, how, step, made, before, batch)
+    mine = {n: p for n, p in made.items() if n in new_trainable}
+    rest = {n: p for n, p in made.items() if n not in new_trainable}
+    where = state_lib.shardings(new.blueprint, new_tx, new_trainable, mesh)
+    begun = _begun(made, new_tx, new_trainable, where)
+    if fresh:
+        opt_state = jax.jit(new_tx.init, out_shardings=where.opt_state)(mine)
+    else:
+
+        def move(moment: Params, like: Params) -> Params:
+            return weights.upcycle_moments(migration, dict(moment), layouts, mesh, like)
+
+        opt_state = moments.carry(state.opt_state, jax.eval_shape(new_tx.init, mine), move)
+        begun = begun.replace(step=state.step)
+    position = {"batches": _position(old.config, new.config, data), "seconds": 0.0}
+    checkpoints = Checkpoints(new.workdir / "checkpoints", new.config.checkpoint)
+    try:
+        checkpoints.save(begun.replace(params=mine, frozen=rest, opt_state=opt_state), position)
+        checkpoints.wait()
+    finally:
+        checkpoints.close()
+    return report | {"new_step": 0 if fresh else step, "batches": position["batches"]}
+
+
+def plan(
+    migration: Migration,
+    how: Upcycling,
+    seed: int,
+    params: Params,
+    batches: list[dict[str, np.ndarray]],
+    mesh: Mesh,
+) -> weights.Layouts:
+    """The layout of every layer that becomes MoE; scores the units first if the method does.
+
+    Args:
+      migration: from the dense model to the new one.
+      how: the method and its numbers.
+      seed: of the units to drop.
+      params: of the dense model, on the mesh.
+      batches: of training data.
+      mesh: of `params`.
+    """
+    chosen = [(part, layer) for part in PARTS for layer in migration.upcycled(part)]
+    scored: dict[str, np.ndarray] = {}
+    if how.method == "importance":
+        paths = {migration.mlp(*where)[0] for where in chosen}
+        scored = importance.scores(migration.old, params, paths, batches, mesh, how.samples)
+    layouts = {}
+    for part, layer in chosen:
+        path, place = migration.mlp(part, layer)
+        own = scored.get(path)
+        layouts[part, layer] = methods.layout(
+            how,
+            migration.options(part),
+            migration.dense_width(part),
+            np.random.default_rng([seed, PARTS.index(part), layer]),
+            own if own is None or place is None else own[place],
+        )
+    return layouts
+
+
+def _report(old, new, migration, how, step, params, before, batch) -> dict[str, Any]:
+    """How far logits moved, with evaluation's and with training's routing, and why."""
+    matrix = params.get("decoder.head", params["decoder.embedding"])
+    weight = (batch["segments"] > 0).astype(jnp.float32)
+    moved = {}
+    for train in (False, True):
+        key = jax.random.key(new.config.seed) if train else None
+        after, _ = drift.hidden(new.blueprint, params, batch, new.mesh, key)
+        distance = float(drift.distance(after, before, matrix, weight))
+        moved["training" if train else "evaluation"] = {
+            "moved": distance,
+            "because": list(_reasons(migration, how, train)),
+        }
+    return {
+        "source": str(old.workdir),
+        "step": step,
+        **dataclasses.asdict(how),
+        "parameters": new.blueprint.num_parameters(),
+        "active_parameters": new.blueprint.num_active_parameters(),
+        "source_parameters": old.blueprint.num_parameters(),
+        "logits": moved,
+    }
+
+
+def _reasons(migration: Migration, how: Upcycling, train: bool) -> Iterator[str]:
+    for part in PARTS:
+        if migration.upcycled(part):
+            options, width = migration.options(part), migration.dense_width(part)
+            for reason in methods.preserves(how, options, width, train=train):
+                yield f"{part}: {reason}"
+
+
+def _optimizer(run: Run) -> tuple[Any, set[str]]:
+    """A run's optimizer and the names it trains, as the training loop makes them."""
+    c, axes = run.config, run.blueprint.axes()
+    trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - run.blueprint.buffers()
+    return optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)}), trainable
+
+
+def _begun(params: Params, tx: Any, trainable: set[str], where: TrainState) -> TrainState:
+    """A state at step 0 without its parameters and optimizer."""
+    left_out = dict(params=None, frozen=None, opt_state=None)
+
+    def create(params: Params) -> TrainState:
+        return state_lib.create(params, tx, trainable).replace(**left_out)
+
+    return jax.jit(create, out_shardings=where.replace(**left_out))(params)
+
+
+def _shapes(run: Run, tx: Any, trainable: set[str], mesh: Mesh) -> TrainState:
+    """A run's state as shapes with their places on a mesh."""
+
+    def create(params: Params) -> TrainState:
+        return state_lib.create(params, tx, trainable)
+
+    return jax.tree.map(
+        lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at),
+        jax.eval_shape(create, run.blueprint.abstract(mesh)),
+        state_lib.shardings(run.blueprint, tx, trainable, mesh),
+    )
+
+
+def _step(source: Path, c: Config, step: int | None) -> int:
+    directory = source / "checkpoints"
+    if not directory.is_dir():
+        raise UserError(f"--source: {directory}: no such folder; was this run trained?")
+    checkpoints = Checkpoints(directory, c.checkpoint, read_only=True)
+    try:
+        have = checkpoints.steps()
+    finally:
+        checkpoints.close()
+    if not have:
+        raise UserError(f"--source: {directory}: no checkpoint here")
+    if step is not None and step not in have:
+        listed = ", ".join(map(str, have))
+        raise UserError(f"--step: {directory} has no checkpoint {step}; it has {listed}")
+    return have[-1] if step is None else step
+
+
+def _restore(run: Run, shapes: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+    checkpoints = Checkpoints(run.workdir / "checkpoints", run.config.checkpoint, read_only=True)
+    try:
+        return checkpoints.restore(shapes, step)
+    finally:
+        checkpoints.close()
+
+
+def _position(old: Config, new: Config, data: dict[str, Any]) -> int:
+    """Where the new run begins in the data: behind the parent if it would read the same batches,
+    else at the beginning."""
+    same = all(getattr(old.data, name) == getattr(new.data, name) for name in _ORDER)
+    same &= (old.seed, old.train.batch_size) == (new.seed, new.train.batch_size)
+    return int(data["batches"]) if same else 0
