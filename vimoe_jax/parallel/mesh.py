@@ -33,10 +33,11 @@ def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mes
     if int(np.prod(shape)) != len(devices):
         named = ", ".join(f"{a}={sizes.get(a, 1)}" for a in rules.MESH_AXES)
         raise UserError(f"config.mesh: {named} does not fit {len(devices)} device(s)")
-    if jax.devices()[0].platform == "tpu" and len(devices) > 1:
+    if devices[0].platform == "tpu" and len(devices) > 1:
         from jax.experimental import mesh_utils
 
-        return Mesh(mesh_utils.create_device_mesh(shape, devices), rules.MESH_AXES)
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(placed, rules.MESH_AXES)
     return Mesh(np.array(devices, dtype=object).reshape(shape), rules.MESH_AXES)
 
 

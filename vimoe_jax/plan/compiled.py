@@ -1,0 +1,155 @@
+"""The training step of a configuration, compiled for devices that need not be there."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AbstractMesh, Mesh
+
+from vimoe_jax.config import Config
+from vimoe_jax.errors import UserError
+from vimoe_jax.model.blueprint import Blueprint
+from vimoe_jax.parallel import rules
+from vimoe_jax.train import optim
+from vimoe_jax.train import state as state_lib
+from vimoe_jax.train.step import make_train_step
+
+AnyMesh = Mesh | AbstractMesh
+
+
+class OutOfMemory(Exception):
+    """The compiler found no place for the program; `needed` bytes a device, if it told."""
+
+    def __init__(self, message: str, needed: float | None):
+        super().__init__(message)
+        self.needed = needed
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A step that was compiled, never run.
+
+    Attributes:
+      text: of the program that one device runs.
+      arguments: bytes a device of state and batch; the new state takes the old one's place.
+      temporaries: bytes a device of what lives during the step only.
+      outputs: bytes a device of results that take no argument's place.
+      code: bytes of the program itself.
+      trace_s: seconds from Python to the whole machine's program.
+      compile_s: seconds from there to one device's.
+    """
+
+    text: str
+    arguments: int
+    temporaries: int
+    outputs: int
+    code: int
+    trace_s: float
+    compile_s: float
+
+    @property
+    def total(self) -> int:
+        """Bytes that a device must have."""
+        return self.arguments + self.temporaries + self.outputs + self.code
+
+
+def optimizer(c: Config, blueprint: Blueprint) -> tuple[optax.GradientTransformation, set[str]]:
+    """The optimizer and the names of the parameters that it trains, as in `Trainer`."""
+    axes = blueprint.axes()
+    trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - blueprint.buffers()
+    return optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)}), trainable
+
+
+def abstract_state(c: Config, blueprint: Blueprint, mesh: AnyMesh) -> state_lib.TrainState:
+    """Shape, dtype and sharding of everything that training changes; no array is made."""
+    tx, trainable = optimizer(c, blueprint)
+    where = state_lib.shardings(blueprint, tx, trainable, mesh)
+    shapes = jax.eval_shape(
+        lambda params: state_lib.create(params, tx, trainable), blueprint.abstract(mesh)
+    )
+    return jax.tree.map(_placed, shapes, where)
+
+
+def _placed(x: jax.ShapeDtypeStruct, where: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+
+def abstract_batch(c: Config, mesh: AnyMesh, rows: int | None = None) -> dict[str, Any]:
+    """Shape, dtype and sharding of what a step reads, of `rows` rows if not the whole batch."""
+    rows, text, size = rows or c.train.batch_size, c.data.text_length, c.model.image_size
+    whole = {"image": ((rows, size, size, 3), jnp.uint8), "weights": ((rows, text), jnp.float32)}
+    for name in ("tokens", "targets", "segments", "positions"):
+        whole[name] = ((rows, text), jnp.int32)
+    return {
+        name: jax.ShapeDtypeStruct(
+            shape,
+            dtype,
+            sharding=rules.sharding(("batch",) + (None,) * (len(shape) - 1), shape, mesh),
+        )
+        for name, (shape, dtype) in whole.items()
+    }
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that one device holds of arrays with shardings."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        shard = x.sharding.shard_shape(x.shape)
+        size = 1
+        for n in shard:
+            size *= n
+        total += size * x.dtype.itemsize
+    return total
+
+
+def compile_step(c: Config, blueprint: Blueprint, mesh: Mesh) -> Compiled:
+    """Compiles the step that `Trainer` runs, its state donated, for the mesh's devices.
+
+    Raises:
+      OutOfMemory: the compiler knows the devices' memory, and it is too small.
+      UserError: the batch cannot be split over the devices.
+    """
+    rows = mesh.size // mesh.shape["tensor"]
+    if (c.train.batch_size // c.train.accumulate) % rows:
+        raise UserError(
+            f"config.train.batch_size: {c.train.batch_size // c.train.accumulate} rows cannot be "
+            f"split over {rows} devices"
+        )
+    tx, _ = optimizer(c, blueprint)
+    state = abstract_state(c, blueprint, mesh)
+    where = jax.tree.map(lambda x: x.sharding, state)
+    step = jax.jit(
+        make_train_step(c, blueprint, tx, mesh), donate_argnums=0, out_shardings=(where, None)
+    )
+    start = time.perf_counter()
+    lowered = step.lower(state, abstract_batch(c, mesh))
+    traced = time.perf_counter()
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        raise OutOfMemory(str(e), _needed(str(e))) from None
+    done = time.perf_counter()
+    memory = program.memory_analysis()
+    return Compiled(
+        text=program.as_text(),
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        trace_s=traced - start,
+        compile_s=done - traced,
+    )
+
+
+def _needed(message: str) -> float | None:
+    """Bytes, of a message such as "Used 17.66G of 15.75G hbm"."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+    return float(found[1]) * 1024 ** " KMGT".index(found[2] or " ") if found else None
