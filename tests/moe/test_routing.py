@@ -133,7 +133,7 @@ def test_maxima_in_turn_choose_what_a_sort_chooses(ties):
     scores, _ = random_gates(0, 2, 40, 12, ties=ties)
     for k in range(1, 13):
         expected = np.argsort(-np.asarray(scores), axis=-1, kind="stable")[..., :k]
-        index, values = routing._largest(scores, k)
+        index, values = routing.largest(scores, k)
         np.testing.assert_array_equal(index, expected)
         np.testing.assert_array_equal(values, np.take_along_axis(np.asarray(scores), expected, -1))
 

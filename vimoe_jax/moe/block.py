@@ -129,7 +129,9 @@ class MoE(nnx.Module):
         if o.renormalize:
             assignment = assignment.renormalized()
         name = o.dispatcher if train else o.eval_dispatcher
-        y = dispatch.through_experts(name, assignment, self.experts, x, e, capacity)
+        y = dispatch.through_experts(
+            name, assignment, self.experts, x, e, capacity, o.exchange_factor
+        )
         return y, gates, *assignment.counts(e, capacity, valid), aux
 
     def _gates(

@@ -13,16 +13,18 @@ pass is made of gathers too (the automatic one would scatter-add).
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from vimoe_jax.moe import grouped, segments
+from vimoe_jax.moe import exchange, grouped, segments
 from vimoe_jax.moe.experts import Experts
 from vimoe_jax.moe.routing import Assignment
-from vimoe_jax.parallel.rules import active_mesh, constrain, spec
+from vimoe_jax.parallel.rules import TOKEN_AXES, active_mesh, constrain, spec
 
 
 @struct.dataclass
@@ -112,23 +114,13 @@ class DroplessDispatcher:
     def create(
         cls, a: Assignment, num_experts: int, capacity: int, name: grouped.Backend
     ) -> DroplessDispatcher:
-        """Lays the rows out for what `name` runs on: by expert, then group, then slot.
-
-        Slots that are taken are the first ones, so that no sort is needed: a row is its expert's
-        start, plus what earlier groups send there, plus the slot.
-        """
-        choices, k = a.expert.size, a.expert.shape[-1]
-        tile = grouped.tile_rows(choices, num_experts, name)
-        rows = segments.num_rows(choices, num_experts, tile)
-        kept = a.slot < capacity
-        chosen = jax.nn.one_hot(a.expert, num_experts, dtype=jnp.int32) * kept[..., None]
-        count = chosen.sum((1, 2))  # (G, E)
-        layout = segments.Segments.create(count.sum(0), rows, tile)
-        first = layout.starts + jnp.cumsum(count, 0) - count
-        row = jnp.sum(chosen * first[:, None, None], -1) + a.slot
-        row = jnp.where(kept, row, rows).astype(jnp.int32).reshape(1, -1, k)
-        weight = jnp.where(kept, a.weight, 0).reshape(1, -1, k)
-        return cls(row, _invert(row, rows), weight, layout)
+        """Lays the rows out for what `name` runs on: by expert, then group, then slot."""
+        k = a.expert.shape[-1]
+        tile = grouped.tile_rows(a.expert.size, num_experts, name)
+        row, layout = _sorted_rows(a, num_experts, capacity, tile)
+        row = row.reshape(1, -1, k)
+        weight = jnp.where(a.slot < capacity, a.weight, 0).reshape(1, -1, k)
+        return cls(row, _invert(row, layout.expert.shape[0] * tile), weight, layout)
 
     def run(self, experts: Experts, x: Float[Array, "G M D"]) -> Float[Array, "G M O"]:
         """Every kept choice through its expert, summed by weight in float32."""
@@ -136,6 +128,24 @@ class DroplessDispatcher:
         out = experts.rows(flat[0], self.segments)
         y = _combine(out[None], self.weight, self.row_of_choice, self.choice_of_row)
         return y.reshape(*x.shape[:2], -1)
+
+
+def _sorted_rows(
+    a: Assignment, num_experts: int, capacity: int, tile: int
+) -> tuple[Int[Array, "G M K"], segments.Segments]:
+    """The row of each choice among all groups' choices sorted by expert, R if dropped; the layout.
+
+    Slots that are taken are the first ones, so that no sort is needed: a row is its expert's start,
+    plus what earlier groups send there, plus the slot.
+    """
+    rows = segments.num_rows(a.expert.size, num_experts, tile)
+    kept = a.slot < capacity
+    chosen = jax.nn.one_hot(a.expert, num_experts, dtype=jnp.int32) * kept[..., None]
+    count = chosen.sum((1, 2))  # (G, E)
+    layout = segments.Segments.create(count.sum(0), rows, tile)
+    first = layout.starts + jnp.cumsum(count, 0) - count
+    row = jnp.sum(chosen * first[:, None, None], -1) + a.slot
+    return jnp.where(kept, row, rows).astype(jnp.int32), layout
 
 
 def _invert(row: Int[Array, "G M K"], rows: int) -> Int[Array, "G R"]:
@@ -226,17 +236,20 @@ def through_experts(
     x: Float[Array, "G M D"],
     num_experts: int,
     capacity: int,
+    exchange_factor: float = 2.0,
 ) -> Float[Array, "G M O"]:
     """Tokens through their experts and back, by the dispatcher of that name.
 
     On one Hopper GPU "gather" runs as "dropless" does: the same choices are dropped, but slots that
-    stayed empty are not multiplied.
+    stayed empty are not multiplied. `exchange_factor` is what "dropless" gives `exchange.slots`.
     """
     mesh = active_mesh()
     if name == "gather" and mesh is None and experts.backend() == "hopper":
         name = "dropless"
+    if name == "dropless" and mesh is None:
+        return _local(*nnx.split(experts), assignment, x, num_experts, capacity)
     if name == "dropless":
-        return _dropless(assignment, experts, x, num_experts, capacity, mesh)
+        return _on_mesh(assignment, experts, x, num_experts, capacity, mesh, exchange_factor)
     tokens = create(name, assignment, num_experts, capacity)
     # The pair of constraints around the experts is the all-to-all of expert parallelism.
     buffers = constrain(tokens.to_experts(x), ("group", None, None, None))
@@ -246,13 +259,13 @@ def through_experts(
     return constrain(tokens.from_experts(out), ("group", None, None))
 
 
-def _dropless(assignment, experts, x, num_experts, capacity, mesh):
-    """Dropless dispatch; on a mesh, every device sends its own groups through all experts."""
-    graph, state = nnx.split(experts)
+def _local(graph, state, assignment, x, num_experts, capacity):
+    """Dropless dispatch of a device's tokens to experts that are all on it."""
 
     def sorted_rows(state, assignment: Assignment, x: jax.Array) -> jax.Array:
+        experts = nnx.merge(graph, state)
         tokens = DroplessDispatcher.create(assignment, num_experts, capacity, experts.backend())
-        return tokens.run(nnx.merge(graph, state), x)
+        return tokens.run(experts, x)
 
     @jax.custom_vjp
     def local(state, assignment: Assignment, x: jax.Array) -> jax.Array:
@@ -271,13 +284,84 @@ def _dropless(assignment, experts, x, num_experts, capacity, mesh):
 
     # Under differentiation, the way for few tokens is not taken.
     local.defvjp(lambda *args: jax.vjp(sorted_rows, *args), lambda vjp, d_y: vjp(d_y))
-    if mesh is None:
-        return local(state, assignment, x)
-    groups = spec(("group", None, None), x.shape, mesh)
-    return jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(PartitionSpec(), groups, groups),
-        out_specs=groups,
-        check_vma=False,
-    )(state, assignment, x)
+    return local(state, assignment, x)
+
+
+def _on_mesh(assignment, experts, x, num_experts, capacity, mesh, factor):
+    """Dropless dispatch on a mesh: `_local` or `_exchanged` on each device's groups and weights."""
+    graph, state = nnx.split(experts)
+    specs = jax.tree.map(
+        lambda p: p.replace(spec(p.get_metadata("axes")[-p.ndim :], p.shape, mesh)),
+        state,
+        is_leaf=lambda p: isinstance(p, nnx.Variable),
+    )
+    # Whole groups for every device: where they do not come out even, some get empty ones.
+    groups = PartitionSpec(TOKEN_AXES)
+    devices = math.prod(mesh.shape[axis] for axis in TOKEN_AXES)
+    padding = -x.shape[0] % devices
+
+    def padded(a: jax.Array, value: int = 0) -> jax.Array:
+        pads = [(0, padding)] + [(0, 0)] * (a.ndim - 1)
+        return jnp.pad(a, pads, constant_values=value) if padding else a
+
+    given = Assignment(
+        padded(assignment.expert), padded(assignment.slot, capacity), padded(assignment.weight)
+    )
+    expert_split, hidden_split, _ = spec(("experts", "mlp", None), experts.w_out.shape, mesh)
+
+    def device(state, assignment: Assignment, x: jax.Array) -> jax.Array:
+        state = jax.tree.map(_gathered, state, specs)
+        if hidden_split and "b_out" in state:
+            first = jax.lax.axis_index("tensor") == 0  # one of those whose results are summed
+            state["b_out"] = state["b_out"].replace(state["b_out"][...] * first)
+        if expert_split:
+            ragged = exchange.ragged(mesh)
+            y = _exchanged(graph, state, assignment, x, num_experts, capacity, factor, ragged)
+        else:
+            y = _local(graph, state, assignment, x, num_experts, capacity)
+        return jax.lax.psum(y, "tensor") if hidden_split else y
+
+    y = jax.shard_map(
+        device, mesh=mesh, in_specs=(specs, groups, groups), out_specs=groups, check_vma=False
+    )(state, given, padded(x))
+    return y[: x.shape[0]]
+
+
+def _gathered(weights: jax.Array, where: PartitionSpec) -> jax.Array:
+    """A device's share of some experts' weights, whole along `fsdp`."""
+    for dimension, axes in enumerate(where):
+        if axes and "fsdp" in axes:
+            weights = jax.lax.all_gather(weights, "fsdp", axis=dimension, tiled=True)
+    return weights
+
+
+def _exchanged(graph, state, assignment, x, num_experts, capacity, factor, ragged):
+    """Dropless dispatch of a device's tokens to experts that are spread over the axis `expert`."""
+    num_groups, num_tokens, k = assignment.expert.shape
+    row, layout = _sorted_rows(assignment, num_experts, capacity, tile=1)
+    devices = jax.lax.axis_size(exchange.AXIS)
+    most = num_groups * min(num_tokens * k, num_experts * capacity)
+    slots = exchange.slots(most, devices, factor)
+    plan = exchange.Exchange.create(layout.sizes, slots, ragged)
+    kept = assignment.slot < capacity
+    weight = jnp.where(kept, assignment.weight, 0).reshape(1, -1, k)
+
+    def run(number, args, tables):
+        (state, weight, x), (row, plan) = args, tables
+        experts = nnx.merge(graph, state)
+        place = plan.place(row, number)
+        choice = _invert(place, devices * slots)
+        sent = _dispatch(x, place, choice)[0]
+        rows = plan.send(sent, number).reshape(devices, slots, -1)
+        here = num_experts // devices
+        tokens = DroplessDispatcher.create(plan.received(number), here, slots, experts.backend())
+        out = tokens.run(experts, rows).reshape(devices * slots, -1)
+        return _combine(plan.send(out, number, back=True)[None], weight, place, choice)
+
+    args = (state, weight, x.reshape(1, -1, x.shape[-1]))
+    tables = (row.reshape(1, -1, k), plan)
+    if slots == most:
+        y = run(0, args, tables)
+    else:
+        y = exchange.in_rounds(run, args, tables, plan.rounds(TOKEN_AXES))
+    return y.reshape(*x.shape[:2], -1)

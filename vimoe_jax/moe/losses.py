@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vimoe_jax.moe import routing
+
 
 def _valid(valid: Bool[Array, "G M"] | None, like: Float[Array, "G M E"]) -> Float[Array, "G M"]:
     shape = like.shape[:2]
@@ -62,7 +64,9 @@ def load(
       valid: False for padding.
     """
     mask = _valid(valid, logits)
-    threshold = jax.lax.top_k(noisy_logits.astype(jnp.float32), k)[0][..., -1:]
+    noisy = noisy_logits.astype(jnp.float32)
+    expert, _ = routing.largest(jax.lax.stop_gradient(noisy), k)
+    threshold = routing.at(noisy, expert[..., -1:])
     chance = jax.scipy.stats.norm.sf((threshold - logits.astype(jnp.float32)) / noise_std)
     tokens = jnp.maximum(mask.sum(-1, keepdims=True), 1)
     mean = jnp.einsum("gme,gm->ge", chance, mask) / tokens

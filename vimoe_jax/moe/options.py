@@ -51,6 +51,12 @@ class MoEOptions:
         "How tokens reach experts in training; 'dropless' needs no capacity.",
         one_of(*DISPATCHERS),
     )
+    exchange_factor: float = field(
+        2.0,
+        "Rows that 'dropless' sends to each device of the mesh axis `expert` at once, over an "
+        "even share; more of them take further rounds, none is lost. 0: always all at once.",
+        at_least(0),
+    )
     batch_priority: bool = field(
         False, "Batch-prioritized routing: overflow drops the lowest gates."
     )

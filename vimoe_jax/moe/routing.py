@@ -103,8 +103,8 @@ def top_k(
     if not 1 <= k <= num_experts:
         raise ValueError(f"k must be between 1 and E = {num_experts}, not {k}")
     scores = jax.lax.stop_gradient(gates if bias is None else gates + bias)
-    expert, largest = _largest(scores, k)
-    weight = _taken(gates, expert, largest) if bias is None else _at(gates, expert)
+    expert, values = largest(scores, k)
+    weight = _taken(gates, expert, values) if bias is None else at(gates, expert)
     priority = jax.lax.stop_gradient(weight.max(-1)) if batch_priority else None
     return assign(expert, weight, num_experts, capacity, priority=priority, valid=valid)
 
@@ -235,17 +235,20 @@ def soft(
     return dispatch.reshape(shape), combine.reshape(shape)
 
 
-def _largest(
+def largest(
     scores: Float[Array, "G M E"], k: int
 ) -> tuple[Int[Array, "G M K"], Float[Array, "G M K"]]:
     """Indices and values of the K largest, descending.
 
-    A few maxima in turn are several times cheaper than a sort of every row; a sort wins for many.
+    A few maxima in turn are several times cheaper than a sort of every row; a sort wins for many
+    (not `jax.lax.top_k`, for which XLA gathers the tokens of all devices).
     """
+    place = jnp.arange(scores.shape[-1], dtype=jnp.int32)
     if k > 8:
-        values, index = jax.lax.top_k(scores, k)
-        return index, values
-    chosen, values, place = [], [], jnp.arange(scores.shape[-1], dtype=jnp.int32)
+        places = jnp.broadcast_to(place, scores.shape)
+        values, index = jax.lax.sort((-scores, places), is_stable=True, num_keys=1)
+        return index[..., :k], -values[..., :k]
+    chosen, values = [], []
     for _ in range(k):
         index = jnp.argmax(scores, axis=-1).astype(jnp.int32)
         chosen.append(index)
@@ -254,7 +257,7 @@ def _largest(
     return jnp.stack(chosen, -1), jnp.stack(values, -1)
 
 
-def _at(gates: Float[Array, "G M E"], expert: Int[Array, "G M K"]) -> Float[Array, "G M K"]:
+def at(gates: Float[Array, "G M E"], expert: Int[Array, "G M K"]) -> Float[Array, "G M K"]:
     """The gates of chosen experts; by comparison rather than by indexing: its gradient is then no
     scatter."""
     one_hot = jax.nn.one_hot(expert, gates.shape[-1], dtype=gates.dtype)
@@ -263,7 +266,7 @@ def _at(gates: Float[Array, "G M E"], expert: Int[Array, "G M K"]) -> Float[Arra
 
 @jax.custom_jvp
 def _taken(gates, expert, values):
-    """`_at`, where the values are known already."""
+    """`at`, where the values are known already."""
     del gates, expert
     return values
 
@@ -271,7 +274,7 @@ def _taken(gates, expert, values):
 @_taken.defjvp
 def _taken_jvp(primals, tangents):
     _, expert, values = primals
-    return values, _at(tangents[0], expert)
+    return values, at(tangents[0], expert)
 
 
 _FEW = 512  # entries up to which each is compared with each

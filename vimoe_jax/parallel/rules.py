@@ -10,14 +10,15 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
+TOKEN_AXES = ("data", "fsdp", "expert")
 
 # Everything that holds tokens is split over all axes but `tensor`; within expert buffers the
 # `expert` axis moves from the groups to the experts, which is what makes XLA exchange tokens by
 # all-to-all.
 RULES: dict[str, tuple[str, ...]] = {
     # activations
-    "batch": ("data", "fsdp", "expert"),
-    "group": ("data", "fsdp", "expert"),
+    "batch": TOKEN_AXES,
+    "group": TOKEN_AXES,
     "expert_group": ("data", "fsdp"),
     # parameters and activations
     "experts": ("expert",),
