@@ -169,6 +169,16 @@ class Optim:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distill:
+    """Layer-wise distillation from a dense parent (MoEBERT's loss)."""
+
+    parent: str = field("", "Workdir of the dense parent; '' for none.")
+    weight: float = field(
+        1.0, "λ of the hidden states' and the distributions' distance; 1 to 5.", more_than(0)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Train:
     """The loop."""
 
@@ -195,6 +205,7 @@ class Train:
         False, "Fail where the loop copies between host and device unasked (for debugging)."
     )
     debug_nans: bool = field(False, "Stop where a NaN arises (slow).")
+    distill: Distill = field(Distill(), "Learning from a dense parent.")
 
 
 @dataclasses.dataclass(frozen=True)

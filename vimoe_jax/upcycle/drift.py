@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vimoe_jax.model.blueprint import Blueprint, Params
+from vimoe_jax.model.vlm import compute_dtype
 from vimoe_jax.parallel.rules import use_mesh
 
 
@@ -25,8 +26,9 @@ def hidden(
       mesh: of both.
       key: given for training's routing: noise, capacity, dispatcher.
     """
-    exact = dataclasses.replace(blueprint.config, dtype="float32")
-    blueprint = Blueprint.create(exact, blueprint.vocab_size)
+    if compute_dtype(blueprint.config.dtype) != jnp.float32:
+        exact = dataclasses.replace(blueprint.config, dtype="float32")
+        blueprint = Blueprint.create(exact, blueprint.vocab_size)
 
     @jax.jit
     def run(params: Params, batch: Any, key: jax.Array | None) -> tuple[jax.Array, Any]:

@@ -1,0 +1,102 @@
+"""Distillation: the loss against its formula, its gradient, which states it compares."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.model.test_vlm import CONFIGS, VOCAB, random_params, rows
+from vimoe_jax.model.blueprint import Blueprint
+from vimoe_jax.upcycle import distill
+
+LENGTHS = [[5, 4, 3], [7], []]
+
+
+@functools.cache
+def made(name):
+    blueprint = Blueprint.create(CONFIGS[name], VOCAB)
+    return blueprint, random_params(blueprint, seed=len(name))
+
+
+@functools.cache
+def states(name):
+    blueprint, params = made(name)
+    return jax.jit(lambda p, b: distill.forward(blueprint.build(p), b))(params, rows(LENGTHS))
+
+
+def test_forward_is_the_model_itself():
+    blueprint, params = made("moe everywhere")
+    out, kept = states("moe everywhere")
+    plain = jax.jit(lambda p, b: blueprint.build(p)(b))(params, rows(LENGTHS))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), out, plain)
+    assert [x.shape for x in kept.vision] == [(3, 4, 24)] * 2
+    assert [x.shape for x in kept.decoder] == [(3, 16, 32)] * 5  # X^0 and four layers
+    # The last layer's output, normed, is what the model gives.
+    model = blueprint.build(params)
+    np.testing.assert_allclose(model.decoder.norm(kept.decoder[-1])[:, 4:], out.hidden, atol=1e-5)
+    np.testing.assert_allclose(
+        kept.decoder[0][:, 4:], model.decoder.embed(rows(LENGTHS)["tokens"]), atol=1e-6
+    )
+
+
+def by_formula(ours, parents, batch):
+    """In float64 numpy, token by token."""
+    used = batch["segments"] > 0
+    valid = np.concatenate([np.repeat(used.any(1)[:, None], 4, 1), used], 1)
+    total = 0.0
+    for part, mask in (("vision", valid[:, :4]), ("decoder", valid)):
+        for a, b in zip(getattr(ours, part), getattr(parents, part), strict=True):
+            total += np.square(np.asarray(a, np.float64) - b)[mask].mean()
+
+    def softmax(s):
+        logits = np.asarray(s.hidden, np.float64) @ np.asarray(s.matrix, np.float64).T
+        e = np.exp(logits - logits.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+
+    answers = batch["weights"] > 0
+    p, q = softmax(ours)[answers], softmax(parents)[answers]
+    kl = (p * np.log(p / q)).sum(-1) + (q * np.log(q / p)).sum(-1)
+    return total, 0.5 * kl.mean()
+
+
+@pytest.mark.parametrize("child", ["moe", "moe everywhere"])
+def test_distance_equals_the_formula(child):
+    ours, parents = states(child)[1], states("dense")[1]
+    found = distill.distance(ours, parents, rows(LENGTHS))
+    expected = by_formula(ours, parents, rows(LENGTHS))
+    np.testing.assert_allclose((found.states, found.logits), expected, rtol=1e-4)
+    assert float(found.total()) == pytest.approx(sum(expected), rel=1e-4)
+
+
+def test_a_model_is_at_no_distance_from_itself():
+    kept = states("dense")[1]
+    assert float(distill.distance(kept, kept, rows(LENGTHS)).total()) == 0
+
+
+def test_gradients_reach_the_child_only_and_are_right():
+    batch = rows(LENGTHS)
+    child, params = made("dense")
+    parent, parent_params = child, random_params(child, seed=7)
+
+    @jax.jit
+    def loss(params, parent_params):
+        _, ours = distill.forward(child.build(params), batch)
+        theirs = distill.parent_states(parent, parent_params, batch)
+        return distill.distance(ours, theirs, batch).total()
+
+    mine, theirs = jax.jit(jax.grad(loss, (0, 1)))(params, parent_params)
+    assert not any(np.any(g) for g in jax.tree.leaves(theirs))
+    # Along a random direction, against a central difference.
+    rng = np.random.default_rng(0)
+    direction = {n: rng.normal(size=p.shape).astype(np.float32) for n, p in params.items()}
+    size = 1e-3
+    ahead, behind = (
+        float(loss({n: p + s * size * direction[n] for n, p in params.items()}, parent_params))
+        for s in (1, -1)
+    )
+    slope = sum(float(jnp.vdot(mine[n], direction[n])) for n in params)
+    assert (ahead - behind) / (2 * size) == pytest.approx(slope, rel=2e-2)
+    # The connector is taught through X^0.
+    assert np.any(mine["connector.w_in"])

@@ -1,0 +1,205 @@
+"""Layer-wise distillation from the dense parent (MoEBERT, Zuo et al. 2022, §3.3).
+
+  L = CE + λ · [Σ_l MSE(X^l, X^l_parent) + ½ (KL(p‖q) + KL(q‖p))]
+
+X^l are the hidden states after layer l of the tower and of the decoder, and what the decoder's
+first layer is given (X^0, with which the connector is taught too); the mean is over the places that
+are not padding and over features. p and q are the two models' next-token distributions; their
+divergence is the mean over answer tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx, struct
+from jaxtyping import Array, Bool, Float
+
+from vimoe_jax.errors import UserError
+from vimoe_jax.model import tokens as tokens_lib
+from vimoe_jax.model.blueprint import Blueprint, Params
+from vimoe_jax.model.stack import in_order
+from vimoe_jax.model.vlm import VLM, Output
+
+Batch = Mapping[str, jax.Array]
+
+
+@struct.dataclass
+class States:
+    """What distillation compares.
+
+    Attributes:
+      vision: after each layer of the tower.
+      decoder: before the first layer of the decoder, then after each.
+      hidden: the text places' final hidden states.
+      matrix: the output head.
+    """
+
+    vision: list[Float[Array, "B P D"]]
+    decoder: list[Float[Array, "B PS D"]]
+    hidden: Float[Array, "B S D"]
+    matrix: Float[Array, "V D"]
+
+
+def forward(model: VLM, batch: Batch, key: jax.Array | None = None) -> tuple[Output, States]:
+    """The model's teacher-forced pass, with the states that distillation compares.
+
+    Args:
+      model: what `Blueprint.build` gave, for this call only.
+      batch: as the model takes it.
+      key: given in training only.
+    """
+    kept: dict[str, list[jax.Array]] = {}
+    for part in ("vision", "decoder"):
+        stack = getattr(model, part).blocks
+        getattr(model, part).blocks = _Recorded(stack, lambda x, part=part: kept.update({part: x}))
+    out = model(batch, key=key)
+    matrix = model.decoder.output_matrix()
+    return out, States(kept["vision"][1:], kept["decoder"], out.hidden, matrix)
+
+
+class _Recorded(nnx.Module):
+    """A `Stack` that tells its input and every layer's output, and works as it does otherwise."""
+
+    def __init__(self, stack: nnx.Module, tell: Callable[[list[jax.Array]], None]):
+        self.stack, self.plan, self.tell = stack, stack.plan, tell
+
+    def __call__(self, apply: Any, x: jax.Array, caches: Any = None, key: Any = None) -> Any:
+        def recorded(layer: nnx.Module, x: jax.Array, cache: Any, key: Any) -> Any:
+            x, cache, report = apply(layer, x, cache, key)
+            return x, cache, (report, x)
+
+        last, caches, both = self.stack(recorded, x, caches, key)
+        self.tell([x, *in_order(self.plan, [[pair[1] for pair in unit] for unit in both])])
+        return last, caches, [[pair[0] for pair in unit] for unit in both]
+
+
+@struct.dataclass
+class Distance:
+    """How far a model is from its parent.
+
+    Attributes:
+      states: Σ_l MSE(X^l, X^l_parent).
+      logits: ½ (KL(p‖q) + KL(q‖p)).
+    """
+
+    states: Float[Array, ""]
+    logits: Float[Array, ""]
+
+    def total(self) -> Float[Array, ""]:
+        """What λ multiplies."""
+        return self.states + self.logits
+
+
+@jax.named_scope("distill")
+def distance(ours: States, parents: States, batch: Batch) -> Distance:
+    """Compares a model with its parent; no gradient reaches the parent.
+
+    Args:
+      ours: the model's states.
+      parents: its dense parent's, on the same batch.
+      batch: `segments` tell padding, `weights` answer tokens.
+    """
+    parents = jax.lax.stop_gradient(parents)
+    num_patches = ours.vision[0].shape[1]
+    _, valid = tokens_lib.row_segments(batch["segments"], num_patches)
+    states = jnp.zeros((), jnp.float32)
+    for a, b in zip(ours.vision, parents.vision, strict=True):
+        states += _mse(a, b, valid[:, :num_patches])
+    for a, b in zip(ours.decoder, parents.decoder, strict=True):
+        states += _mse(a, b, valid)
+    return Distance(states, _divergence(ours, parents, batch["weights"]))
+
+
+def _mse(
+    a: Float[Array, "B S D"], b: Float[Array, "B S D"], valid: Bool[Array, "B S"]
+) -> Float[Array, ""]:
+    square = jnp.square(a.astype(jnp.float32) - b.astype(jnp.float32)).mean(-1)
+    return jnp.sum(square * valid) / jnp.maximum(valid.sum(), 1)
+
+
+def _divergence(ours: States, parents: States, weights: Float[Array, "B S"]) -> Float[Array, ""]:
+    """½ Σ_v (p_v - q_v)(log p_v - log q_v), which is the symmetric KL: mean over answer tokens.
+
+    One row's logits exist at a time, in the backward pass too.
+    """
+
+    @jax.checkpoint
+    def row(total: jax.Array, xs: Any) -> tuple[jax.Array, None]:
+        ours_x, parents_x, w = xs
+        p, q = (
+            jax.nn.log_softmax(
+                jnp.einsum("sd,vd->sv", x, m.astype(x.dtype), preferred_element_type=jnp.float32)
+            )
+            for x, m in ((ours_x, ours.matrix), (parents_x, parents.matrix))
+        )
+        both = 0.5 * jnp.sum((jnp.exp(p) - jnp.exp(q)) * (p - q), -1)
+        return total + jnp.sum(both * w), None
+
+    start = jnp.zeros((), jnp.float32)
+    total, _ = jax.lax.scan(row, start, (ours.hidden, parents.hidden, weights))
+    return total / jnp.maximum(weights.sum(), 1)
+
+
+def parent_states(blueprint: Blueprint, params: Params, batch: Batch) -> States:
+    """The parent's states on a batch, with evaluation's routing; no gradient.
+
+    Args:
+      blueprint: of the parent.
+      params: its parameters, on the mesh.
+      batch: on the mesh.
+    """
+    params = jax.lax.stop_gradient(params)
+    _, states = forward(blueprint.build(blueprint.cast(params)), batch)
+    return states
+
+
+def load_parent(run: Any) -> tuple[Blueprint, Params] | None:
+    """The parent that `config.train.distill` names, on a run's mesh; None if it names none.
+
+    Args:
+      run: the `setup.Run` that is taught.
+
+    Raises:
+      UserError: no such workdir, or its model's sizes are not the run's.
+    """
+    from vimoe_jax.train import checkpoint, setup
+
+    options = run.config.train.distill
+    if not options.parent:
+        return None
+    field = "config.train.distill.parent"
+    try:
+        parent = setup.reopen(Path(options.parent), [], one_device=True)
+        _check(parent.blueprint, run.blueprint, f"{field}: {options.parent}")
+        directory = Path(options.parent) / "checkpoints"
+        if not directory.is_dir():
+            raise UserError(f"{directory}: no such folder; was this run trained?")
+        checkpoints = checkpoint.Checkpoints(directory, parent.config.checkpoint, read_only=True)
+        try:
+            return parent.blueprint, checkpoints.read_params(parent.blueprint.abstract(run.mesh))
+        finally:
+            checkpoints.close()
+    except UserError as e:
+        message = str(e)
+        raise UserError(message if message.startswith(field) else f"{field}: {message}") from None
+
+
+def _check(parent: Blueprint, child: Blueprint, name: str) -> None:
+    """That states and logits of the two can be compared."""
+    for field in ("image_size", "patch_size", "vision.width", "vision.depth", "decoder.width"):
+        _equal(field, parent.config, child.config, name)
+    _equal("decoder.depth", parent.config, child.config, name)
+    if parent.vocab_size != child.vocab_size:
+        raise UserError(f"{name} has {parent.vocab_size} tokens, this run {child.vocab_size}")
+
+
+def _equal(field: str, parent: Any, child: Any, name: str) -> None:
+    for part in field.split("."):
+        parent, child = getattr(parent, part), getattr(child, part)
+    if parent != child:
+        raise UserError(f"{name} has model.{field} = {parent}, this run {child}")
