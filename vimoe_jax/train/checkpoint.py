@@ -29,6 +29,8 @@ from vimoe_jax.train import manifest
 from vimoe_jax.train.state import TrainState
 
 _METRIC = "val/loss"
+# Where checkpoints go that are not kept: one that is half deleted must not look like one.
+_REMOVED = "removed"
 
 
 class Checkpoints:
@@ -67,16 +69,28 @@ class Checkpoints:
                     # Called in the background, by the first host, before the directory gets its
                     # name: the manifest and the checkpoint come into being together.
                     async_options=ocp.AsyncOptions(
-                        post_finalization_callback=lambda: manifest.write(self._unfinished())
+                        post_finalization_callback=self._seal,
+                        # Else a disk without room for a directory is noticed minutes later.
+                        create_directories_asynchronously=False,
                     ),
+                    todelete_subdir=_REMOVED,
                     read_only=read_only,
                     cleanup_tmp_directories=not read_only,  # what killed runs left half-written
                 ),
             )
 
-    def _unfinished(self) -> Path:
-        """The directory that is being written; Orbax renames it when it is whole."""
-        return self.directory / f"{self._saving}{ocp.path.atomicity.TMP_DIR_SUFFIX}"
+        if not read_only:
+            self._sweep()
+
+    def _seal(self) -> None:
+        """Adds the manifest to the directory that is being written."""
+        self._sweep()
+        manifest.write(self.directory / f"{self._saving}{ocp.path.atomicity.TMP_DIR_SUFFIX}")
+
+    def _sweep(self) -> None:
+        """Deletes what is no longer kept."""
+        if jax.process_index() == 0:
+            shutil.rmtree(self.directory / _REMOVED, ignore_errors=True)
 
     def save(self, state: TrainState, data: dict[str, int], val_loss: float | None = None) -> None:
         """Starts writing; returns once the arrays are copied off the device.
@@ -89,7 +103,7 @@ class Checkpoints:
         Raises:
           UserError: this or an earlier save failed (disk full, no permission).
         """
-        step = int(state.step)
+        step = int(jax.device_get(state.step))
         if step in self._manager.all_steps():
             return
         with _clear_errors(self.directory):
@@ -112,6 +126,7 @@ class Checkpoints:
         with _clear_errors(self.directory):
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            self._sweep()
 
     def close(self) -> None:
         """Waits, and ends the manager's threads."""
