@@ -1,6 +1,9 @@
 """The main job: trains from a config, resumes, evaluates, reports.
 
 python -m vimoe_jax.main --config=configs/moe_small.py [--workdir=DIR] [--config.FIELD=VALUE …]
+
+With --coordinator, --num_processes and --process_id, or where the platform says as much, this is
+one of several processes of one run (docs/launch.md).
 """
 
 from __future__ import annotations
@@ -12,10 +15,12 @@ from pathlib import Path
 
 from vimoe_jax import cli
 from vimoe_jax.config import describe, load
-from vimoe_jax.errors import UserError, exit_on_user_error
+from vimoe_jax.errors import UserError
+from vimoe_jax.parallel import distributed
 
 _HELP = """\
 usage: python -m vimoe_jax.main --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
+       python -m vimoe_jax.main --config=FILE --plan [--topology=NAME]
 
 Trains the model that FILE describes, then answers the test splits and writes DIR/report.html.
 Run again with the same DIR to resume; SIGTERM or Ctrl-C saves and stops.
@@ -23,6 +28,15 @@ Run again with the same DIR to resume; SIGTERM or Ctrl-C saves and stops.
   --config=FILE           a Python file with get_config(), such as configs/moe_small.py
   --workdir=DIR           where everything is written; runs/NAME-OF-THE-CONFIG if not given
   --config.FIELD=VALUE    overrides a field, for example --config.train.steps=100
+  --plan                  only says what the run would need of memory, time and network
+  --topology=NAME         the devices to plan for, those of this machine if not given
+
+Several processes as one run (docs/launch.md); Slurm, Cloud TPU and GKE need none of these:
+
+  --coordinator=HOST:PORT where process 0 listens; or the variable JAX_COORDINATOR_ADDRESS
+  --num_processes=N       how many there are; or JAX_NUM_PROCESSES
+  --process_id=I          which one this is, from 0; or JAX_PROCESS_ID
+  --initialization_timeout=SECONDS  to wait for the others at the start, 300 if not given
 
 Fields, with their defaults:
 """
@@ -34,19 +48,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or "--help" in argv or "-h" in argv:
         print(_HELP + "\n".join(describe()))
         return 0 if argv else 2
-    options, overrides = cli.parse(argv, ("config", "workdir"))
+    words = ["--plan=true" if word == "--plan" else word for word in argv]
+    names = ("config", "workdir", "plan", "topology", *distributed.OPTIONS)
+    options, overrides = cli.parse(words, names)
     if "config" not in options:
         raise UserError("--config: which config file? (for example --config=configs/moe_small.py)")
     config = load(options["config"], overrides)
+    if options.get("plan", "false") not in ("true", "false"):
+        raise UserError(f"--plan: must be true or false, not {options['plan']!r}")
+    if options.get("plan") == "true":
+        from vimoe_jax import plan
+
+        return plan.main(config, options.get("topology", ""))
+    if "topology" in options:
+        raise UserError("--topology: only with --plan; a run takes the devices that are there")
     workdir = Path(options.get("workdir") or f"runs/{Path(options['config']).stem}")
     command = f"python -m vimoe_jax.main {shlex.join(argv)}"
-    return _run(config, workdir, command)
+    return _run(config, workdir, command, options)
 
 
-def _run(config, workdir: Path, command: str) -> int:
+def _run(config, workdir: Path, command: str, options: dict[str, str]) -> int:
     from vimoe_jax.train.guard import Interrupt
 
     with Interrupt() as interrupt:
+        distributed.start(options)
         from vimoe_jax.train.lock import only_run
 
         with only_run(workdir):
@@ -65,17 +90,20 @@ def _train(config, workdir: Path, command: str, interrupt) -> int:
     jax.config.update("jax_debug_nans", config.train.debug_nans)
     run = setup.start(config, workdir)
     sizes = run.blueprint.num_parameters(), run.blueprint.num_active_parameters()
-    print(
-        f"{workdir}: {sizes[0]:,} parameters, {sizes[1]:,} active, on {setup.device_name()}",
-        file=sys.stderr,
-    )
+    _say(f"{workdir}: {sizes[0]:,} parameters, {sizes[1]:,} active, on {setup.device_name()}")
     trainer = Trainer(run, interrupt)
-    if trainer.train() and _evaluate(run, trainer, interrupt):
-        trainer.checkpoints.close()
-        return 0
+    finished = trainer.train() and _evaluate(run, trainer, interrupt)
     trainer.checkpoints.close()
-    print(f"stopped by {interrupt.signal}; to resume: {command}", file=sys.stderr)
+    distributed.wait("the end")
+    if not finished:
+        _say(f"stopped by {interrupt}; to resume: {command}")
     return 0
+
+
+def _say(text: str) -> None:
+    """A line on stderr, of one process."""
+    if distributed.is_lead():
+        print(text, file=sys.stderr, flush=True)
 
 
 def _evaluate(run, trainer, interrupt) -> bool:
@@ -94,7 +122,8 @@ def _evaluate(run, trainer, interrupt) -> bool:
         "train_seconds": round(trainer.position["seconds"], 1),
         "device": device_name(),
     }
-    write_json(run.workdir / "summary.json", summary)
+    if distributed.is_lead():
+        write_json(run.workdir / "summary.json", summary)
     if c.eval.at_end:
         metrics = {}
         params = trainer.state.all_params()
@@ -112,7 +141,8 @@ def _evaluate(run, trainer, interrupt) -> bool:
         writer.write(step, metrics)
         writer.close()
         _print_scores(metrics)
-    print(f"report: {report.write_report(run.workdir)}")
+    if distributed.is_lead():
+        print(f"report: {report.write_report(run.workdir)}")
     return True
 
 
@@ -124,5 +154,5 @@ def _print_scores(metrics: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with distributed.exit_as_one():
         sys.exit(main())

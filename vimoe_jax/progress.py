@@ -6,6 +6,14 @@ import math
 import sys
 import time
 
+_silent = False
+
+
+def silence() -> None:
+    """From now on this process shows no progress: of several, one does."""
+    global _silent
+    _silent = True
+
 
 class Progress:
     """One line about the run: redrawn in place on a terminal, appended now and then in a log."""
@@ -17,6 +25,8 @@ class Progress:
 
     def show(self, step: int, text: str) -> None:
         """Shows the step, the text, and the time left at the mean speed since the start."""
+        if _silent:
+            return
         done, seconds = step - self._start, time.monotonic() - self._since
         left = (self.total - step) * seconds / done if done else math.nan
         line = f"{self.what} {step}/{self.total} · {text} · {_duration(left)} left"
@@ -27,8 +37,10 @@ class Progress:
             end="" if self._terminal and step < self.total else "\n",
         )
 
-    def say(self, text: str) -> None:
-        """A line of its own."""
+    def say(self, text: str, *, everywhere: bool = False) -> None:
+        """A line of its own; `everywhere`: also of a process that shows no progress."""
+        if _silent and not everywhere:
+            return
         print(f"\r\033[K{text}" if self._terminal else text, file=sys.stderr, flush=True)
 
 
@@ -51,6 +63,8 @@ class Ticker:
     def tick(self) -> None:
         """Counts one item."""
         self._done += 1
+        if _silent:
+            return
         now = time.monotonic()
         pause = 0.2 if sys.stderr.isatty() else self._every
         if now - self._shown < pause and self._done < self._total:

@@ -380,15 +380,31 @@ def test_evaluation_of_some(tokenizer):
 
     assert {i for i, _ in asked(limit=4)} == {0, 1, 2, 3}
     assert asked(tasks=["caption"]) == [(i, "caption") for i in range(11)]
-    halves = [asked(process_index=h, process_count=2) for h in range(2)]
-    assert sorted(halves[0] + halves[1]) == sorted(asked())
+
+
+def test_hosts_share_the_rows_of_the_same_batches(tokenizer):
+    options = dict(image_size=8, prompt_length=40, batch_size=6)
+    source = Pictures(broken=(4,))
+    whole = eval_batches(source, tokenizer, **options)
+    hosts = [eval_batches(source, tokenizer, **options, process_index=h, process_count=2)
+             for h in range(2)]  # fmt: skip
+    for (batch, items), *parts in zip(whole, *hosts, strict=True):
+        for name, rows in batch.items():
+            np.testing.assert_array_equal(np.concatenate([p[name] for p, _ in parts]), rows)
+        assert all(own == items for _, own in parts)
 
 
 def test_evaluation_skips_bad_records_and_says_so(tokenizer):
     source = Pictures(count=4, broken=(1,), gone=(2,))
     batches = eval_batches(source, tokenizer, image_size=8, prompt_length=40, batch_size=3)
     for _ in range(2):  # iterating again starts again
-        assert [i for _, items in batches for i, _ in items] == [0] * 4 + [3] * 4
+        answered = [
+            index
+            for batch, items in batches
+            for (index, _), valid in zip(items, batch["valid"], strict=False)
+            if valid
+        ]
+        assert answered == [0] * 4 + [3] * 4
         assert [m.split(":")[0] for m in batches.skipped] == ["ảnh1.png", "ảnh2.png"]
 
 

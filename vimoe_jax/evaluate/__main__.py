@@ -10,6 +10,8 @@ several datasets or another one, and prints the metrics as one line of JSON, the
 names beginning with NAME_SPLIT/ if there are several; `scoring` says how texts were compared.
 Other experts per token or capacity than in training, for example:
 --config.model.decoder.moe.eval_experts_per_token=4
+Several processes share the questions; how they find each other is main's: --coordinator,
+--num_processes, --process_id, or the platform (docs/launch.md).
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vimoe_jax import cli
-from vimoe_jax.errors import UserError, exit_on_user_error
+from vimoe_jax.errors import UserError
+from vimoe_jax.parallel import distributed
 
 if TYPE_CHECKING:
     from vimoe_jax.config import Data
@@ -34,12 +37,14 @@ def main(argv: Sequence[str]) -> int:
     if not argv or "--help" in argv:
         print(__doc__)
         return 0
-    options, overrides = cli.parse(argv, ("workdir", "split", "step", "dataset", "source"))
+    names = ("workdir", "split", "step", "dataset", "source", *distributed.OPTIONS)
+    options, overrides = cli.parse(argv, names)
     if "workdir" not in options:
         raise UserError("--workdir: needed, the workdir of a run")
     step = options.get("step", "")
     if step and not step.isdigit():
         raise UserError(f"--step: must be a number, not {step!r}")
+    distributed.start(options)
 
     from vimoe_jax.evaluate.run import evaluate_split, scoring
     from vimoe_jax.train import setup
@@ -50,6 +55,9 @@ def main(argv: Sequence[str]) -> int:
     params = load_params(run, int(step) if step else None)
     labels = {s.name: scoring(run.config.eval, s) for s in splits}
     scores = {s.name: evaluate_split(run, params, s, data=data) for s in splits}
+    distributed.wait("the end")
+    if not distributed.is_lead():
+        return 0
     scores = {name: {**own, "scoring": labels[name]} for name, own in scores.items()}
     if len(splits) > 1:
         merged = {f"{name}/{n}": v for name, own in scores.items() for n, v in own.items()}
@@ -82,5 +90,5 @@ def _asked(data: Data, options: dict[str, str]) -> tuple[Data, list[EvalSplit]]:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
+    with distributed.exit_as_one():
         sys.exit(main(sys.argv[1:]))

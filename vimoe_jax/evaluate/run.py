@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vimoe_jax.config import Data, Eval
 from vimoe_jax.data import datasets, pipeline, prompts, sources
@@ -25,6 +26,7 @@ from vimoe_jax.evaluate.decode import make_greedy
 from vimoe_jax.evaluate.predictions import Prediction
 from vimoe_jax.model.blueprint import Params
 from vimoe_jax.model.tokens import TokenKind
+from vimoe_jax.parallel import distributed
 from vimoe_jax.parallel.mesh import to_mesh
 from vimoe_jax.parallel.rules import use_mesh
 from vimoe_jax.progress import Progress
@@ -58,6 +60,7 @@ def evaluate_split(
 
     Returns:
       Metrics by name, without prefix: `vqa/accuracy`, `vqa/floor_per_type`, `caption/cider`, …
+      Of several processes, the first has them, the others nothing.
       `metrics.json` has them beside `scoring`, which says how texts were compared.
 
     Raises:
@@ -66,11 +69,29 @@ def evaluate_split(
     """
     data = data or run.config.data
     label = scoring(run.config.eval, split)
-    profile = PROFILES[label["profile"]]
     source = sources.open_eval(data, split)
+    predictions = predict(run, params, source, interrupt=interrupt, name=split.name)
+    experts = expert_report(run, params, source)
+    metrics = {}
+    if distributed.is_lead():
+        metrics = _score(run, data, split, source, predictions, label, experts)
+    distributed.wait(f"the scores of {split.name}")
+    return metrics
+
+
+def _score(
+    run: Run,
+    data: Data,
+    split: EvalSplit,
+    source: Any,
+    predictions: list[Prediction],
+    label: dict[str, str],
+    experts: dict[str, Any],
+) -> dict[str, float]:
+    """Metrics of a split's predictions; writes all that is kept of them."""
+    profile = PROFILES[label["profile"]]
     out = run.workdir / "eval" / split.name
     (out / "images").mkdir(parents=True, exist_ok=True)
-    predictions = predict(run, params, source, interrupt=interrupt, name=split.name)
     predictions_lib.write(out / "predictions.jsonl", predictions)
     metrics = vqa.score(predictions, profile)
     metrics |= captions.score(predictions, profile, label["tokenization"])
@@ -82,7 +103,6 @@ def evaluate_split(
             file=sys.stderr,
         )
     _thumbnails(out / "images", source, predictions, run.config.eval.thumbnails)
-    experts = expert_report(run, params, source)
     if experts["layers"]:
         write_json(out / "experts.json", experts)
     write_json(out / "metrics.json", {"scoring": label, **metrics})
@@ -129,17 +149,20 @@ def predict(
     name: str = "",
     quiet: bool = False,
 ) -> list[Prediction]:
-    """Greedy answers to every question of a source, in order."""
+    """Greedy answers to every question of a source, in order.
+
+    Each of several processes answers its share of every batch and gets the answers of all.
+    """
     c, tokenizer = run.config, run.tokenizer
-    greedy = jax.jit(
-        make_greedy(
-            run.blueprint,
-            run.mesh,
-            max_new_tokens=c.eval.max_new_tokens,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-        )
+    greedy = make_greedy(
+        run.blueprint,
+        run.mesh,
+        max_new_tokens=c.eval.max_new_tokens,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
     )
+    everywhere = NamedSharding(run.mesh, PartitionSpec())
+    answer = jax.jit(lambda p, b: (greedy(p, b), b["valid"]), out_shardings=everywhere)
     batches = pipeline.eval_batches(
         source,
         tokenizer,
@@ -148,6 +171,8 @@ def predict(
         batch_size=c.eval.batch_size,
         resize=c.data.resize,
         limit=c.eval.limit,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
     pictures = min(len(source), c.eval.limit or len(source))
     progress, shown = (
@@ -156,12 +181,15 @@ def predict(
     )
     record_id = functools.cache(lambda index: source[index].id)
     predictions = []
+    keys = ("image", "tokens", "length", "valid")
     for batch, items in batches:
-        if interrupt:
+        if interrupt is not None and interrupt.agreed():
             raise Interrupted
-        keys = ("image", "tokens", "length", "valid")
-        answers = np.asarray(greedy(params, to_mesh({k: batch[k] for k in keys}, run.mesh)))
-        for ids, (index, qa) in zip(answers.tolist(), items, strict=False):
+        on_mesh = to_mesh({k: batch[k] for k in keys}, run.mesh)
+        answers, valid = jax.device_get(answer(params, on_mesh))
+        for ids, good, (index, qa) in zip(answers.tolist(), valid, items, strict=False):
+            if not good:
+                continue
             text = prompts.answer_in(tokenizer.decode(ids), qa, style_of(source, index))
             predictions.append(
                 Prediction(
@@ -180,7 +208,7 @@ def predict(
             shown = time.monotonic()
             progress.show(min(items[-1][0] + 1, pictures), f"{len(predictions)} questions")
     for message in getattr(batches, "skipped", []):
-        progress.say(f"warning: skipped {message}")
+        progress.say(f"warning: skipped {message}", everywhere=True)
     return predictions
 
 
@@ -197,7 +225,7 @@ def expert_report(run: Run, params: Params, source: Any, batches: int = 4) -> di
     total = None
     parts = (getattr(run.blueprint.config, part) for part in ("vision", "connector", "decoder"))
     if any(part.moe.num_experts for part in parts):
-        step = jax.jit(forward)
+        step = jax.jit(forward, out_shardings=NamedSharding(run.mesh, PartitionSpec()))
         for batch in fixed_batches(run, source, batches):
             report = jax.device_get(step(params, to_mesh(batch, run.mesh)))
             total = report if total is None else jax.tree.map(np.add, total, report)

@@ -49,4 +49,6 @@ def to_mesh(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
         where = rules.sharding(("batch",) + (None,) * (x.ndim - 1), shape, mesh)
         return jax.make_array_from_process_local_data(where, x, shape)
 
-    return {name: put(x) for name, x in batch.items()}
+    # Where other processes have devices too, JAX takes this transfer for an implicit one.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {name: put(x) for name, x in batch.items()}

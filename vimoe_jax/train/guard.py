@@ -5,13 +5,21 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+from vimoe_jax.parallel import distributed
+
 
 class Interrupt:
-    """While entered, turns SIGTERM and SIGINT into a flag; put it around the whole job."""
+    """While entered, turns SIGTERM and SIGINT into a flag; put it around the whole job.
+
+    Attributes:
+      signal: the name of what this process got, None so far.
+    """
 
     def __init__(self):
         self.signal: str | None = None
         self._before: dict[int, object] = {}
+        self._agreed = False
+        self._any: distributed.AnyProcess | None = None
 
     def __enter__(self) -> Interrupt:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -27,5 +35,17 @@ class Interrupt:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
 
-    def __bool__(self) -> bool:
-        return self.signal is not None
+    def agreed(self) -> bool:
+        """Whether to stop here; the same answer in every process at the same call.
+
+        Of several processes all must ask, equally often. A signal to any one counts, one call late.
+        """
+        if not distributed.several():
+            return self.signal is not None
+        if not self._agreed:
+            self._any = self._any or distributed.AnyProcess()
+            self._agreed = self._any(self.signal is not None)
+        return self._agreed
+
+    def __str__(self) -> str:
+        return self.signal or "a signal to another process"

@@ -11,16 +11,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vimoe_jax.parallel import distributed
+
 
 class MetricWriter:
     """Appends one JSON object a line to `metrics.jsonl`, and the same numbers to TensorBoard.
 
     A run that resumes at step n first drops every line of a later step (those steps are about to be
-    done again), and a last line that a crash left torn.
+    done again), and a last line that a crash left torn. Of several processes, the first writes.
     """
 
     def __init__(self, workdir: Path, resume_step: int):
         self.path = workdir / "metrics.jsonl"
+        self._writes = distributed.is_lead()
+        if not self._writes:
+            return
         _keep_until(self.path, resume_step)
         self._file = open(self.path, "a", encoding="utf-8")
         self._events = _Events(workdir / "tensorboard", resume_step)
@@ -30,6 +35,8 @@ class MetricWriter:
 
         TensorBoard gets a list as one curve an entry, `NAME/0`, `NAME/1`, …
         """
+        if not self._writes:
+            return
         clean = {n: _clean(v) for n, v in metrics.items()}
         self._file.write(json.dumps({"step": step, **clean}) + "\n")
         self._file.flush()
@@ -43,6 +50,8 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flushes and closes both."""
+        if not self._writes:
+            return
         self._file.close()
         self._events.close()
 

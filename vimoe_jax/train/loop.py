@@ -109,11 +109,12 @@ class Trainer:
                 if val_loss is not None:
                     writer.write(step, {"val/loss": val_loss})
                     progress.say(f"step {step}: val/loss {val_loss:.4f}")
-            if step % c.checkpoint.every == 0 or last or self.interrupt:
+            stops = self.interrupt.agreed() and not last
+            if step % c.checkpoint.every == 0 or last or stops:
                 self.position = batches.state() | {"seconds": meter.seconds()}
                 self.checkpoints.save(self.state, self.position, val_loss)
-            if self.interrupt and not last:
-                progress.say(f"{self.interrupt.signal}: saving step {step}")
+            if stops:
+                progress.say(f"{self.interrupt}: saving step {step}")
                 return False
         return True
 
@@ -158,7 +159,7 @@ class Trainer:
                     f"{reason} ({len(self._skipped)} bad records; "
                     f"config.data.max_skipped = {self.config.data.max_skipped})"
                 )
-            Progress(0, 0).say(f"warning: skipped {reason}")
+            Progress(0, 0).say(f"warning: skipped {reason}", everywhere=True)
 
 
 def batch_options(run: Run) -> dict[str, Any]:

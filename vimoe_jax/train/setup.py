@@ -22,6 +22,7 @@ from vimoe_jax.data.mixture import Mixture
 from vimoe_jax.data.tokenizer import Tokenizer
 from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint, vocabulary
+from vimoe_jax.parallel import distributed
 from vimoe_jax.parallel.mesh import make_mesh
 
 
@@ -44,16 +45,22 @@ class Run:
 def start(c: Config, workdir: Path) -> Run:
     """Makes or reopens a workdir: `config.json`, `tokenizer.model` or `tokenizer.json`.
 
+    Of several processes the first makes it, and the data that are drawn rather than prepared.
+
     Raises:
       UserError: the workdir holds a run of another model, or cannot be written.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     saved = workdir / "config.json"
-    if saved.exists():
-        _check_same_model(config_lib.from_json(saved), c, saved)
-    _check_splits(c)
-    write_json(saved, schema.to_dict(c))
-    tokenizer = _tokenizer(c, workdir)
+    with distributed.lead_first("the workdir and the data"):
+        workdir.mkdir(parents=True, exist_ok=True)
+        if distributed.is_lead() and saved.exists():
+            _check_same_model(config_lib.from_json(saved), c, saved)
+        _check_splits(c)
+        if distributed.is_lead():
+            write_json(saved, schema.to_dict(c))
+        elif not saved.exists():
+            raise UserError(f"--workdir: {workdir} must be one folder that all processes share")
+        tokenizer = _tokenizer(c, workdir)
     return _run(c, workdir, tokenizer)
 
 
