@@ -65,6 +65,9 @@ class Checkpoints:
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(keep),
+                    # Without these two, metrics are not written: the policy decides.
+                    best_fn=lambda m: m[_METRIC],
+                    best_mode="min",
                     enable_async_checkpointing=True,
                     # Called in the background, by the first host, before the directory gets its
                     # name: the manifest and the checkpoint come into being together.
