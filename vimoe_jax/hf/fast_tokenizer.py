@@ -24,6 +24,7 @@ def convert(tokenizer: SentencePieceTokenizer) -> Any:
     adds probabilities up in 32 bits and lets rounding decide, the Rust library adds in 64 and takes
     the first. And the names of the special tokens (`<image>`, `</s>`, …) are text to us, but tokens
     there unless `encode_special_tokens` (`split_special_tokens` in transformers) is set.
+    Texts of ids are the same unless neighbouring bytes are no UTF-8: then more become U+FFFD.
 
     Raises:
       UserError: a SentencePiece model of another kind than `train_sentencepiece` makes.
@@ -33,7 +34,7 @@ def convert(tokenizer: SentencePieceTokenizer) -> Any:
 
     pieces, proto = _pieces(tokenizer)
     result = Tokenizer(models.Unigram(pieces, tokenizer.unk_id, proto.trainer_spec.byte_fallback))
-    invisible, white = classes()
+    invisible, white = map(_ranges, _characters())
     result.normalizer = normalizers.Sequence(
         [
             normalizers.Replace(Regex(f"[{invisible}]"), ""),
@@ -88,22 +89,28 @@ def _pieces(tokenizer: SentencePieceTokenizer) -> tuple[list[tuple[str, float]],
 
 
 @functools.cache
-def classes() -> tuple[str, str]:
-    """What `normalize` removes and what it takes for white space, as ranges of a regex class."""
-    invisible, white = [], []
+def _characters() -> tuple[str, str]:
+    """What `normalize` removes, and what it takes for white space."""
+    invisible, white = "", ""
     # No other planes have such characters; half surrogates cannot reach the library at all.
     for number in (*range(0xD800), *range(0xE000, 0x20000), *range(0xE0000, 0xE1000)):
         c = chr(number)
-        if c.isspace() or not c.isprintable():
+        if not c.isprintable() or c == " ":
             meets = normalize(f"a{c}a")
-            if meets in ("aa", "a a"):
-                (invisible if meets == "aa" else white).append(number)
-    return _ranges(invisible), _ranges(white)
+            invisible += c * (meets == "aa")
+            white += c * (meets == "a a")
+    return invisible, white
 
 
-def _ranges(numbers: list[int]) -> str:
-    """`\\x{9}-\\x{D}\\x{20}` of ascending code points."""
+def invisible_characters() -> str:
+    """All that `vimoe_jax.data.text.normalize` removes, ascending."""
+    return _characters()[0]
+
+
+def _ranges(characters: str) -> str:
+    """`\\x{9}-\\x{D}\\x{20}` of ascending characters."""
     text, first = "", None
+    numbers = [*map(ord, characters)]
     for number, following in zip(numbers, [*numbers[1:], None], strict=True):
         first = number if first is None else first
         if following != number + 1:

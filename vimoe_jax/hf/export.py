@@ -1,0 +1,210 @@
+"""A trained model as a folder that stock transformers loads.
+
+    python -m vimoe_jax.hf.export --workdir=DIR --out=DIR [--step=N] [--dtype=bfloat16|float32]
+        [--push=OWNER/NAME]
+
+The best checkpoint (lowest validation loss) is written unless --step names another, in bfloat16
+unless --dtype says otherwise. --push also uploads the folder to the Hugging Face Hub, with the
+credentials of `hf auth login`. Experts in the tower or the connector bring their own modelling
+file, to be loaded with trust_remote_code=True; all else needs no code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vimoe_jax import cli
+from vimoe_jax.errors import UserError, exit_on_user_error
+
+if TYPE_CHECKING:
+    import jax
+    import numpy as np
+
+    from vimoe_jax.hf.safetensors_file import Tensor
+    from vimoe_jax.train.setup import Run
+
+SHARD_BYTES = 5 * 10**9
+_CODE = ("configuration_vimoe.py", "modeling_vimoe.py")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command."""
+    if not argv or "--help" in argv:
+        print(__doc__)
+        return 0
+    options, _ = cli.parse(argv, ("workdir", "out", "step", "dtype", "push"))
+    for name in ("workdir", "out"):
+        if name not in options:
+            raise UserError(f"--{name}: needed")
+    step = options.get("step", "")
+    if step and not step.isdecimal():
+        raise UserError(f"--step: must be a number, not {step!r}")
+    out, dtype = Path(options["out"]), options.get("dtype", "bfloat16")
+    _check_out(out)
+    push = _uploader(options["push"]) if "push" in options else None
+
+    from vimoe_jax.hf import stock
+    from vimoe_jax.hf.safetensors_file import DTYPES
+    from vimoe_jax.train import setup
+    from vimoe_jax.train.checkpoint import Checkpoints, load_params
+
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype: must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    run = setup.reopen(Path(options["workdir"]), [], one_device=True)
+    stock.check(run.config, run.blueprint)
+    params = load_params(run, int(step) if step else None, dtype)
+    if not step:
+        checkpoints = Checkpoints(
+            run.workdir / "checkpoints", run.config.checkpoint, read_only=True
+        )
+        step = str(checkpoints.best_step())
+        checkpoints.close()
+    export(run, params, out, dtype=dtype, step=int(step))
+    print(f"step {step} -> {out}")
+    if push:
+        print(push(out))
+    return 0
+
+
+def export(
+    run: Run,
+    params: dict[str, jax.Array],
+    out: Path,
+    *,
+    dtype: str,
+    step: int,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes the folder, whole or not at all.
+
+    Args:
+      run: the model's.
+      params: of floating dtype `dtype`; taken out of the dict one by one as they are written, so
+        that memory never holds the model twice.
+      out: the folder; must not exist, or be empty.
+      dtype: "float32" or "bfloat16".
+      step: for the model card.
+      shard_bytes: size of a file of weights at most.
+
+    Raises:
+      UserError: the model is none that transformers can be, or `out` is in use.
+    """
+    from vimoe_jax.hf import card, processor, stock
+
+    c, tokenizer = run.config, run.tokenizer
+    stock.check(c, run.blueprint)
+    with _whole(out) as folder:
+        config = stock.model_config(c, run.blueprint.vocab_size, tokenizer, dtype)
+        processor.write_json(folder / "config.json", config)
+        generation = {
+            **stock.special_ids(tokenizer),
+            "do_sample": False,
+            "max_new_tokens": c.eval.max_new_tokens,
+        }
+        processor.write_json(folder / "generation_config.json", generation)
+        processor.write(folder, c, tokenizer)
+        if stock.needs_code(c.model):
+            code = resources.files("vimoe_jax.hf.remote")
+            for name in _CODE:
+                (folder / name).write_bytes((code / name).read_bytes())
+        (folder / "README.md").write_text(card.text(run, out.name, step, dtype), encoding="utf-8")
+        _write_weights(folder, run, params, dtype, shard_bytes)
+
+
+def _write_weights(
+    folder: Path, run: Run, params: dict[str, jax.Array], dtype: str, shard_bytes: int
+) -> None:
+    """All files of weights, one tensor at a time."""
+    from vimoe_jax.hf import safetensors_file
+    from vimoe_jax.hf.names import pieces
+
+    by_name = {piece.hf: piece for piece in pieces(run.blueprint)}
+    tensors = [safetensors_file.Tensor(p.hf, p.shape) for p in by_name.values()]
+    code = safetensors_file.DTYPES[dtype]
+    files = safetensors_file.shards(tensors, code, shard_bytes)
+    value = _values(by_name, params)
+    for name, part in files.items():
+        safetensors_file.write(folder / name, part, code, value)
+    safetensors_file.write_index(folder, files, code)
+
+
+def _values(
+    by_name: dict[str, Any], params: dict[str, jax.Array]
+) -> Callable[[Tensor], np.ndarray]:
+    """Makes tensors in the order of `pieces`, one parameter on the host at a time."""
+    import numpy as np
+
+    current: dict[str, np.ndarray] = {}
+
+    def value(tensor: Tensor) -> np.ndarray:
+        piece = by_name[tensor.name]
+        if piece.ours not in current:
+            current.clear()
+            current[piece.ours] = np.asarray(params.pop(piece.ours))
+        return piece.to_hf(current[piece.ours])
+
+    return value
+
+
+def _check_out(out: Path) -> None:
+    """Refuses a folder with something in it."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out: {out} exists; give a folder that does not")
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `out` at the end and vanishes after an error.
+
+    What a killed process left is hidden beside `out`, and removed by the next export to it.
+    """
+    _check_out(out)
+    folder = out.absolute().parent / f".{out.name}.partial"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        os.replace(folder, out)  # also in place of an empty folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _uploader(repo: str) -> Callable[[Path], str]:
+    """What uploads a folder and gives the address; refuses early what cannot work.
+
+    Raises:
+      UserError: no such name of a repository, or huggingface_hub is not installed.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+    except ImportError:
+        raise UserError("--push: needs the package huggingface_hub, which is not here") from None
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as e:
+        raise UserError(f"--push: {e}") from None
+
+    def upload(folder: Path) -> str:
+        try:
+            api = huggingface_hub.HfApi()
+            address = api.create_repo(repo, exist_ok=True)
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export of ViMoE")
+        except Exception as e:  # the client's, the network's and the Hub's own kinds
+            reason = " ".join(str(e).split()) or type(e).__name__
+            raise UserError(f"--push: {folder} is whole, but was not uploaded: {reason}") from None
+        return str(address)
+
+    return upload
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        sys.exit(main(sys.argv[1:]))

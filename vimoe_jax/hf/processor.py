@@ -1,0 +1,173 @@
+"""What turns a picture and a question into a stock model's inputs: processor and tokenizer files.
+
+The chat template makes the prompts of `vimoe_jax.data.prompts`; the image processor is SigLIP's, at
+our size.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vimoe_jax.config import Config
+from vimoe_jax.data import prompts
+from vimoe_jax.data.hf_tokenizer import HFTokenizer
+from vimoe_jax.data.mixture import parse
+from vimoe_jax.data.records import QA
+from vimoe_jax.data.tokenizer import BOS, EOS, IMAGE, PAD, UNK, Tokenizer
+from vimoe_jax.hf import fast_tokenizer
+from vimoe_jax.hf.fast_tokenizer import invisible_characters
+
+
+def write(folder: Path, c: Config, tokenizer: Tokenizer) -> None:
+    """Writes the files that `AutoProcessor.from_pretrained` reads.
+
+    Raises:
+      UserError: a SentencePiece model that has no fast form.
+    """
+    roles = _write_tokenizer(folder, tokenizer)
+    write_json(folder / "preprocessor_config.json", _image_processor(c))
+    write_json(
+        folder / "processor_config.json",
+        {
+            "processor_class": "LlavaProcessor",
+            "image_token": roles["image"],
+            "num_additional_image_tokens": 0,
+            "patch_size": c.model.patch_size,
+            "vision_feature_select_strategy": "full",
+        },
+    )
+    template = chat_template(c, roles["image"], None if is_stock(tokenizer) else roles["eos"])
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def is_stock(tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer is a `tokenizer.json` of somebody else's."""
+    return isinstance(tokenizer, HFTokenizer)
+
+
+def _image_processor(c: Config) -> dict[str, Any]:
+    return {
+        "image_processor_type": "SiglipImageProcessor",
+        "processor_class": "LlavaProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": c.model.image_size, "width": c.model.image_size},
+        "resample": 3,  # bicubic
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, str | None]:
+    """Writes `tokenizer.json` and its configuration; gives the token of each role."""
+    if is_stock(tokenizer):
+        tokenizer.save(folder)
+        saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        roles = {name.removesuffix("_token"): token for name, token in saved.items()}
+    else:
+        fast_tokenizer.convert(tokenizer).save(str(folder / "tokenizer.json"))
+        roles = {"pad": PAD, "eos": EOS, "unk": UNK, "bos": BOS, "image": IMAGE}
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            # Which uses the file as it is; classes named after models rebuild parts of it.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "processor_class": "LlavaProcessor",
+            **{f"{name}_token": token for name, token in roles.items() if token is not None},
+            "extra_special_tokens": {"image_token": roles["image"]},
+            "model_input_names": ["input_ids", "attention_mask"],
+            "padding_side": "left",  # so that new tokens follow their prompts
+            "clean_up_tokenization_spaces": False,
+        },
+    )
+    return roles
+
+
+def templates(c: Config) -> tuple[str, str]:
+    """The wordings of a question ("{q}" stands for it) and of a request for a caption.
+
+    Those of the `generate` command: in the style of the first dataset.
+    """
+    style = parse(c.data.dataset, c.data.style)[0].style
+    style = prompts.suited(QA("0", "vqa", "?", ("?",)), style)
+    return prompts.wordings("vqa", style)[0], prompts.wordings("caption", style)[0]
+
+
+def chat_template(c: Config, image: str, end: str | None) -> str:
+    """Jinja that makes our prompts: `<image>` and then the question's wording.
+
+    A picture without text asks for a caption.
+
+    Args:
+      c: says which wordings.
+      image: the token of a picture.
+      end: the end token, where an answer may follow in the same string (for training): pieces of
+        our tokenizer never join across the space before it. Byte-level tokenizers would join the
+        prompt's colon and the answer's first letters, where we begin the answer afresh.
+    """
+    before, after = templates(c)[0].split("{q}")
+    invisible = "".join(f"\\U{ord(ch):08x}" for ch in invisible_characters())
+    answer = _ANSWER.replace("END", _quoted(end)) if end else _NO_ANSWER
+    values = {
+        "IMAGE": _quoted(image), "BEFORE": _quoted(before), "AFTER": _quoted(after),
+        "CAPTION": _quoted(templates(c)[1]), "INVISIBLE": f"'{invisible}'",
+    }  # fmt: skip
+    text = _TEMPLATE + answer
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return text
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+_TEMPLATE = """\
+{%- if not messages or messages[0].role != 'user' or messages | length > 2 -%}
+{{- raise_exception('this model takes one user message: a picture and at most one question') -}}
+{%- endif -%}
+{%- set ns = namespace(pictures=0, text='') -%}
+{%- set content = messages[0].content -%}
+{%- for part in ([{'type': 'text', 'text': content}] if content is string else content) -%}
+{%- if part.type in ('image', 'image_url') -%}
+{%- set ns.pictures = ns.pictures + 1 -%}
+{%- elif part.type == 'text' -%}
+{%- set ns.pictures = ns.pictures + part.text.count(IMAGE) -%}
+{%- set ns.text = ns.text + ' ' + part.text.replace(IMAGE, ' ') -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if ns.pictures != 1 -%}
+{{- raise_exception('this model takes exactly one picture') -}}
+{%- endif -%}
+{%- for character in INVISIBLE -%}
+{%- set ns.text = ns.text.replace(character, '') -%}
+{%- endfor -%}
+{%- set question = (ns.text.split() | join(' ')).rstrip('?？ ') -%}
+{{- IMAGE -}}
+{%- if question -%}
+{{- BEFORE + question + '?' + AFTER -}}
+{%- else -%}
+{{- CAPTION -}}
+{%- endif -%}
+"""
+_ANSWER = """\
+{%- if messages | length == 2 -%}
+{%- set answer = messages[1].content -%}
+{{- ' ' + (answer if answer is string else answer | map(attribute='text') | join) + END -}}
+{%- endif -%}
+"""
+_NO_ANSWER = """\
+{%- if messages | length == 2 -%}
+{{- raise_exception('append the ids of the answer, tokenized alone, to those of the prompt') -}}
+{%- endif -%}
+"""
