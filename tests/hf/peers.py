@@ -1,5 +1,9 @@
 """Stock transformers' models with random weights, in the shape of a configuration of ours."""
 
+import json
+
+import numpy as np
+
 from vimoe_jax.config import Model
 from vimoe_jax.moe.options import moe_layers
 
@@ -66,3 +70,25 @@ def llava(c: Model, vocab_size: int, *, image_token: int = 4, text_more=None, **
         tie_word_embeddings=c.decoder.tie_embeddings, **more,
     )  # fmt: skip
     return scrambled(transformers.LlavaForConditionalGeneration(config))
+
+
+def tokenizer(folder, words=50):
+    """Writes a `tokenizer.json`: pad 0, end 1, unknown 2, `<image>` 4, then "w0", "w1", …"""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocabulary = ["<pad>", "</s>", "<unk>", "<s>", "<image>", *(f"w{i}" for i in range(words))]
+    model = models.WordLevel({w: i for i, w in enumerate(vocabulary)}, unk_token="<unk>")
+    made = Tokenizer(model)
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(vocabulary[:5])
+    made.save(str(folder / "tokenizer.json"))
+    roles = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles))
+
+
+def write_safetensors(folder, tensors, dtype=np.float32, name="model.safetensors"):
+    """A safetensors file of NumPy arrays."""
+    from safetensors.numpy import save_file
+
+    arrays = {n: np.ascontiguousarray(np.asarray(t).astype(dtype)) for n, t in tensors.items()}
+    save_file(arrays, folder / name, metadata={"format": "pt"})

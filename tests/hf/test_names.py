@@ -1,6 +1,5 @@
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -10,11 +9,11 @@ from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions
 
 TOWER = Vision(width=8, depth=3, num_heads=2, mlp_dim=12)
-EXPERTS = MoEOptions(num_experts=3, experts_per_token=2, mlp_dim=5)
+EXPERTS = MoEOptions(num_experts=3, experts_per_token=2, mlp_dim=8)
 
 
 def model(**decoder):
-    sizes = dict(width=8, depth=4, num_heads=6, num_kv_heads=2, head_dim=4, mlp_dim=14)
+    sizes = dict(width=12, depth=4, num_heads=6, num_kv_heads=2, head_dim=4, mlp_dim=14)
     return Model(image_size=12, patch_size=4, vision=TOWER, decoder=Decoder(**{**sizes, **decoder}))
 
 
@@ -63,15 +62,16 @@ def test_layer_numbers_follow_the_stack():
 
 def test_gate_comes_before_up_and_heads_are_not_mixed():
     blueprint = Blueprint.create(MODELS["dense"], 64)
-    params = blueprint.init(jax.random.key(0))
-    tensors = {p.hf: np.asarray(p.to_hf(params[p.ours])) for p in names.pieces(blueprint)}
+    draw = np.random.default_rng(0)
+    params = {n: draw.normal(size=shape) for n, shape in blueprint.shapes().items()}
+    tensors = {p.hf: p.to_hf(params[p.ours]) for p in names.pieces(blueprint)}
     layer = "language_model.model.layers.1."
-    w_in = np.asarray(params["decoder.blocks.segments.0.0.mlp.w_in"][1])
+    w_in = params["decoder.blocks.segments.0.0.mlp.w_in"][1]
     np.testing.assert_array_equal(tensors[layer + "mlp.gate_proj.weight"], w_in[:, 0].T)
     np.testing.assert_array_equal(tensors[layer + "mlp.up_proj.weight"], w_in[:, 1].T)
-    q = np.asarray(params["decoder.blocks.segments.0.0.attention.q"][1])
+    q = params["decoder.blocks.segments.0.0.attention.q"][1]
     np.testing.assert_array_equal(tensors[layer + "self_attn.q_proj.weight"][5], q[:, 1, 1])
-    out = np.asarray(params["decoder.blocks.segments.0.0.attention.out"][1])
+    out = params["decoder.blocks.segments.0.0.attention.out"][1]
     np.testing.assert_array_equal(tensors[layer + "self_attn.o_proj.weight"][:, 5], out[1, 1])
 
 

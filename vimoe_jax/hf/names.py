@@ -16,11 +16,10 @@ that no line knows, which a stock model cannot hold.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -148,6 +147,44 @@ OWN: tuple[Line, ...] = (
     *_gelu("connector.experts", _PROJECTOR + _EXPERT, "linear_1", "linear_2", experts=True),
 )
 
+# The towers of big_vision's `.npz` files, whose names are given without "params/img/".
+_BLOCK = "Transformer/encoderblock_{layer}/"
+
+
+def _big_vision_attention() -> tuple[Line, ...]:
+    ours, file = "vision.blocks.attention", _BLOCK + "MultiHeadDotProductAttention_0"
+    lines = []
+    for name, theirs in (("q", "query"), ("k", "key"), ("v", "value")):
+        lines.append(Line(f"{ours}.{name}", "d h n", f"{file}/{theirs}/kernel", "d h n"))
+        lines.append(Line(f"{ours}.{name}_bias", "h n", f"{file}/{theirs}/bias", "h n"))
+    return (
+        *lines,
+        Line(f"{ours}.out", "h n d", f"{file}/out/kernel", "h n d"),
+        Line(f"{ours}.out_bias", "d", f"{file}/out/bias", "d"),
+    )
+
+
+def _flax_norm(ours: str, file: str) -> tuple[Line, ...]:
+    return (
+        Line(f"{ours}.scale", "d", f"{file}/scale", "d"),
+        Line(f"{ours}.bias", "d", f"{file}/bias", "d"),
+    )
+
+
+BIG_VISION: tuple[Line, ...] = (
+    Line("vision.patch", "y x c d", "embedding/kernel", "y x c d"),
+    Line("vision.patch_bias", "d", "embedding/bias", "d"),
+    Line("vision.positions", "p d", "pos_embedding", "p d"),
+    *_flax_norm("vision.blocks.norm1", f"{_BLOCK}LayerNorm_0"),
+    *_flax_norm("vision.blocks.norm2", f"{_BLOCK}LayerNorm_1"),
+    *_big_vision_attention(),
+    Line("vision.blocks.mlp.w_in", "d i f", f"{_BLOCK}MlpBlock_0/Dense_0/kernel", "d (i f)"),
+    Line("vision.blocks.mlp.b_in", "i f", f"{_BLOCK}MlpBlock_0/Dense_0/bias", "(i f)"),
+    Line("vision.blocks.mlp.w_out", "f o", f"{_BLOCK}MlpBlock_0/Dense_1/kernel", "f o"),
+    Line("vision.blocks.mlp.b_out", "o", f"{_BLOCK}MlpBlock_0/Dense_1/bias", "o"),
+    *_flax_norm("vision.post_norm", "Transformer/encoder_norm"),
+)
+
 # Spellings of the beginning of a name, and the table's.
 _SPELLINGS: tuple[tuple[str, str], ...] = (
     (r"^model\.(?=vision_tower\.|multi_modal_projector\.|language_model\.)", ""),
@@ -209,16 +246,20 @@ class Piece:
         return split.transpose(np.argsort(self.order))
 
 
-def pieces(blueprint: Blueprint, *, fused_experts: bool = False) -> Iterator[Piece]:
+def pieces(
+    blueprint: Blueprint, *, fused_experts: bool = False, table: Sequence[Line] = (*TABLE, *OWN)
+) -> Iterator[Piece]:
     """All tensors of a model's file, parameter by parameter; homeless parameters are left out.
 
     Args:
       blueprint: the model.
       fused_experts: with the experts of a layer as one tensor, instead of one an expert.
+      table: the names of another kind of file.
     """
+    lines = {line.ours: line for line in (*table, *(FUSED_EXPERTS if fused_experts else ()))}
     for name, shape in blueprint.shapes().items():
         path, layers = _place(blueprint.config, name)
-        line = _lines(fused_experts).get(path)
+        line = lines.get(path)
         if line is not None:
             yield from _pieces(line, name, shape, layers)
 
@@ -230,16 +271,8 @@ def homeless(blueprint: Blueprint, *, stock: bool = True) -> list[str]:
       blueprint: the model.
       stock: count what only our own modelling file has as homeless, too.
     """
-    lines = _lines(False)
-    own = {line.ours for line in OWN} if stock else set()
-    paths = {name: _place(blueprint.config, name)[0] for name in blueprint.shapes()}
-    return [name for name, path in paths.items() if path not in lines or path in own]
-
-
-@functools.cache
-def _lines(fused_experts: bool) -> dict[str, Line]:
-    lines = {line.ours: line for line in (*TABLE, *OWN)}
-    return lines | ({line.ours: line for line in FUSED_EXPERTS} if fused_experts else {})
+    lines = {line.ours for line in (TABLE if stock else (*TABLE, *OWN))}
+    return [n for n in blueprint.shapes() if _place(blueprint.config, n)[0] not in lines]
 
 
 _STACKED = re.compile(r"(\w+)\.blocks\.segments\.(\d+)\.(\d+)\.(.*)")

@@ -1,0 +1,215 @@
+"""Loads published weights into a workdir that training continues from.
+
+python -m vimoe_jax.hf.load --source=PATH[,PATH…] --workdir=DIR [--config.FIELD=VALUE …]
+                            [--image_size=N] [--dtype=float32|bfloat16]
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vimoe_jax import cli, schema
+from vimoe_jax import config as config_lib
+from vimoe_jax.config import Config
+from vimoe_jax.data import tokenizer as tokenizer_lib
+from vimoe_jax.data.hf_tokenizer import FILE, HFTokenizer
+from vimoe_jax.data.tokenizer import Tokenizer
+from vimoe_jax.errors import UserError, exit_on_user_error
+from vimoe_jax.hf.sources import Source, open_source
+
+PARTS = ("vision", "connector", "decoder")
+DTYPES = ("float32", "bfloat16")
+
+_HELP = """\
+usage: python -m vimoe_jax.hf.load --source=PATH[,PATH…] --workdir=DIR [--config.FIELD=VALUE …]
+                                   [--image_size=N] [--dtype=float32|bfloat16]
+
+Loads a LLaVA, or a SigLIP tower and a Qwen3, Qwen3-MoE or Llama decoder, into a new DIR.
+
+  --source=PATH[,PATH…]   folders as the Hub has them (config.json, *.safetensors, tokenizer.json),
+                          a big_vision .npz, or a workdir, of which the parts are taken that no
+                          other source has; a connector that nobody has starts random
+  --workdir=DIR           must not exist, or be empty
+  --config.FIELD=VALUE    sets a field of the new run, for example --config.data.dataset=vivqa
+  --image_size=N          pixels on a side; position embeddings are resized
+  --dtype=NAME            of the parameters in the checkpoint, float32 if not given; training
+                          continues in float32 either way
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or "--help" in argv or "-h" in argv:
+        print(_HELP, end="")
+        return 0 if argv else 2
+    options, overrides = cli.parse(argv, ("source", "workdir", "image_size", "dtype"))
+    for name in ("source", "workdir"):
+        if not options.get(name):
+            raise UserError(f"--{name}: must be given")
+    dtype = options.get("dtype", "float32")
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype: must be {' or '.join(DTYPES)}, not {dtype!r}")
+    size = options.get("image_size")
+    if size is not None and not (size.isdecimal() and int(size)):
+        raise UserError(f"--image_size: must be a positive number, not {size!r}")
+    paths = [Path(p) for p in options["source"].split(",") if p]
+    if not paths:
+        raise UserError("--source: names no folder")
+    workdir = Path(options["workdir"])
+    load(paths, workdir, overrides, image_size=int(size) if size else None, dtype=dtype)
+    print(f"to train: python -m vimoe_jax.main --config={workdir / 'config.py'} "
+          f"--workdir={workdir}")  # fmt: skip
+    return 0
+
+
+def load(
+    paths: Sequence[Path],
+    workdir: Path,
+    overrides: Sequence[tuple[str, str]] = (),
+    *,
+    image_size: int | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Writes a workdir with the sources' parameters, whole or not at all.
+
+    Args:
+      paths: of the sources.
+      workdir: must not exist, or be empty.
+      overrides: fields of the configuration and their texts.
+      image_size: pixels on a side; the tower's own if not given.
+      dtype: of the stored parameters.
+
+    Raises:
+      UserError: a source cannot be read or does not fit; the message lists all that is wrong.
+    """
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"--workdir: {workdir}: is there already, and is not empty")
+    start = time.monotonic()
+    sources = [open_source(path) for path in paths]
+    given = _parts(sources)
+    if complaints := [c for source in sources for c in source.complaints]:
+        raise UserError("; ".join(complaints))
+    tokenizer = _tokenizer(sources, given)
+    c = _config(given, tokenizer, overrides, image_size)
+
+    from vimoe_jax.hf import weights
+    from vimoe_jax.train.setup import write_json
+
+    temporary = workdir.absolute().with_name(f".{workdir.absolute().name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        params = weights.read(c, given, dtype)
+        write_json(temporary / "config.json", schema.to_dict(c))
+        (temporary / "config.py").write_text(config_file(c, paths), encoding="utf-8")
+        tokenizer.save(temporary)
+        weights.save(params, c, temporary)
+        os.replace(temporary, workdir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for source in sources:
+        for note in source.notes:
+            print(f"note: {note}", file=sys.stderr)
+        if source.left_out:
+            heads = sorted({name.split(".layers.")[0] for name in source.left_out})
+            print(f"{source.where}: left out {', '.join(heads)}", file=sys.stderr)
+    for part in PARTS:
+        whose = given[part].where if part in given else "random"
+        print(f"{part}: {whose}", file=sys.stderr)
+    print(f"{workdir}: loaded in {time.monotonic() - start:.1f} s", file=sys.stderr)
+
+
+def _parts(sources: Sequence[Source]) -> dict[str, Source]:
+    """Whose each part is; workdirs give what is left."""
+    given: dict[str, Source] = {}
+    for source in sorted(sources, key=lambda s: s.reader is None):
+        new = [part for part in source.parts if part not in given]
+        taken = [part for part in source.parts if part in given]
+        if source.reader is not None and taken:
+            raise UserError(
+                f"--source: {taken[0]} is in both {given[taken[0]].where} and {source.where}"
+            )
+        if source.reader is None and {"vision", "decoder"} & set(taken) and "connector" in new:
+            # Another tower's or decoder's connector means nothing, even where it fits.
+            new.remove("connector")
+        given |= {part: source for part in new}
+    for part in ("vision", "decoder"):
+        if part not in given:
+            raise UserError(f"--source: none of them has a {part} part; name another one")
+    return given
+
+
+def _tokenizer(sources: Sequence[Source], given: dict[str, Source]) -> Tokenizer:
+    source = given["decoder"]
+    if source.tokenizer is None:
+        raise UserError(f"{source.where}: has neither tokenizer.json nor tokenizer.model")
+    tokenizer = tokenizer_lib.load(source.tokenizer)
+    wanted = source.image_token
+    if wanted is None or wanted == tokenizer.image_id:
+        return tokenizer
+    token = None
+    if (source.tokenizer / FILE).exists():
+        from tokenizers import Tokenizer as Library
+
+        token = Library.from_file(str(source.tokenizer / FILE)).id_to_token(wanted)
+    if token is None:
+        raise UserError(
+            f"{source.where / 'config.json'}: image_token_index: {wanted} is not a token of its "
+            f"tokenizer, whose {tokenizer_lib.IMAGE} is {tokenizer.image_id}"
+        )
+    return HFTokenizer.load(source.tokenizer, image=token)
+
+
+def _config(
+    given: dict[str, Source],
+    tokenizer: Tokenizer,
+    overrides: Sequence[tuple[str, str]],
+    image_size: int | None,
+) -> Config:
+    """The new run's configuration."""
+    vision, decoder = given["vision"], given["decoder"]
+    values = config_lib.defaults()
+    with values.unlocked():
+        model = values.model
+        model.patch_size = vision.model["patch_size"]
+        model.image_size = image_size or vision.image_size or vision.model["image_size"]
+        for part, source in given.items():
+            model[part].update(source.model.get(part, {}))
+        known = decoder.model["decoder"]["vocab_size"] or 0
+        model.decoder.vocab_size = -(-max(known, tokenizer.vocab_size) // 64) * 64
+        if vision.resize:
+            values.data.resize = vision.resize
+    for name, value in overrides:
+        schema.apply_override(values, name, value)
+    return config_lib.resolve(values.to_dict())
+
+
+def config_file(c: Config, paths: Sequence[Path]) -> str:
+    """A config file with everything that differs from the defaults, for `main --config`."""
+
+    def lines(new: dict[str, Any], old: dict[str, Any], path: str) -> list[str]:
+        out = []
+        for name, value in new.items():
+            if isinstance(value, dict):
+                out += lines(value, old[name], f"{path}.{name}")
+            elif value != old[name]:
+                out.append(f"    {path}.{name} = {value!r}")
+        return out
+
+    body = "\n".join(lines(schema.to_dict(c), schema.to_dict(Config()), "c"))
+    return (
+        f'"""Continues from {", ".join(path.name for path in paths)}; what is not set here is as '
+        'usual."""\n\nfrom vimoe_jax.config import defaults\n\n\ndef get_config():\n'
+        f"    c = defaults()\n{body}\n    return c\n"
+    )
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        sys.exit(main())
