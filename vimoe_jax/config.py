@@ -245,6 +245,12 @@ class Eval:
 class Mesh:
     """Devices along each axis; at most one -1 takes all that are left."""
 
+    rule: str = field(
+        "sizes",
+        "Who says the sizes: the four fields below, or a rule by devices, model and batch "
+        "(docs/parallelism.md), which does not look at them.",
+        one_of("sizes", "auto"),
+    )
     data: int = field(-1, "Copies of the model.", at_least(-1))
     fsdp: int = field(1, "Ways that parameters are split, gathered when used.", at_least(-1))
     expert: int = field(1, "Ways that experts are split; tokens travel.", at_least(-1))

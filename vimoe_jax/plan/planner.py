@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
-from vimoe_jax import schema
 from vimoe_jax.config import Config
 from vimoe_jax.data import tokenizer as tokenizer_lib
 from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint, vocabulary
 from vimoe_jax.parallel.collectives import collectives
-from vimoe_jax.parallel.mesh import make_mesh
+from vimoe_jax.parallel.mesh import for_run
 from vimoe_jax.plan import cost, hlo, roofline, topology
 from vimoe_jax.plan.alternatives import alternatives
 from vimoe_jax.plan.compiled import OutOfMemory, compile_step
@@ -27,7 +26,7 @@ def make(c: Config, name: str, *, others: bool = True) -> Plan:
     if c.model.dtype == "auto" and target.chip is not None:
         c = dataclasses.replace(c, model=dataclasses.replace(c.model, dtype="bfloat16"))
     blueprint = Blueprint.create(c.model, _vocabulary(c))
-    mesh = make_mesh(schema.to_dict(c.mesh), target.devices)
+    mesh = for_run(c, blueprint, target.devices)
     compiled, needed = None, None
     try:
         compiled = compile_step(c, blueprint, mesh)

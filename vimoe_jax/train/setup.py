@@ -23,7 +23,7 @@ from vimoe_jax.data.tokenizer import Tokenizer
 from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint, vocabulary
 from vimoe_jax.parallel import distributed
-from vimoe_jax.parallel.mesh import make_mesh
+from vimoe_jax.parallel import mesh as mesh_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,18 +91,13 @@ def _run(c: Config, workdir: Path, tokenizer: Tokenizer, devices: list[Any] | No
             f"config.model.decoder.vocab_size: {vocab_size} is less than the tokenizer's "
             f"{tokenizer.vocab_size}"
         )
-    mesh = make_mesh(schema.to_dict(c.mesh), devices)
+    blueprint = Blueprint.create(c.model, vocab_size)
+    mesh = mesh_lib.for_run(c, blueprint, devices)
     if mesh.devices.flat[0].platform == "cpu":
         host.keep_memory()
-    rows = mesh.size // mesh.shape["tensor"]
-    sizes = {
-        "train.batch_size": c.train.batch_size // c.train.accumulate,
-        "eval.batch_size": c.eval.batch_size,
-    }
-    for name, size in sizes.items():
-        if size % rows:
-            raise UserError(f"config.{name}: {size} rows cannot be split over {rows} devices")
-    return Run(c, workdir, tokenizer, Blueprint.create(c.model, vocab_size), mesh)
+    if mesh.size > 1 and jax.process_index() == 0:
+        print(f"mesh: {mesh_lib.describe(mesh)}")
+    return Run(c, workdir, tokenizer, blueprint, mesh)
 
 
 def _check_splits(c: Config) -> None:
@@ -168,6 +163,7 @@ def _check_same_model(old: Config, new: Config, path: Path) -> None:
 _FREE = (
     "dtype", "attention", "remat", "unroll", "dispatcher", "_weight", "capacity_factor",
     "group_size", "noise_std", "eval_experts_per_token", "batch_priority", "renormalize",
+    "exchange_factor",
 )  # fmt: skip
 
 
