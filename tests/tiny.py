@@ -36,6 +36,7 @@ def get_config():
     c.train.steps = 12
     c.train.batch_size = 4
     c.train.log_every = 1
+    c.train.guard_transfers = True
     c.checkpoint.every = 3
     c.eval.every = 6
     c.eval.val_batches = 2

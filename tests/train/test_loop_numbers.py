@@ -7,7 +7,7 @@ import pytest
 
 from vimoe_jax.model.tokens import NUM_KINDS, TokenKind
 from vimoe_jax.moe.stats import MoEStats
-from vimoe_jax.train import loop
+from vimoe_jax.train import health, numbers
 from vimoe_jax.train.loss import TokenLoss
 from vimoe_jax.train.step import StepMetrics
 
@@ -36,21 +36,27 @@ def step(moe):
     one = np.float32(1)
     tokens = TokenLoss(*([one] * len(TokenLoss.__dataclass_fields__)))
     return StepMetrics(
-        tokens=tokens, text_tokens=one, aux_loss=one, grad_norm=one, learning_rate=one, moe=moe
+        tokens=tokens,
+        text_tokens=one,
+        aux_loss=one,
+        grad_norm=one,
+        learning_rate=one,
+        moe=moe,
+        health=health.create(),
     )
 
 
 def test_a_dense_step_logs_nothing_of_experts():
-    numbers = loop._numbers(step({}))
-    assert numbers["train/loss"] == 1 and not [n for n in numbers if "moe" in n]
+    logged = numbers.of_step(step({}))
+    assert logged["train/loss"] == 1 and not [n for n in logged if "moe" in n]
     rates = {"train/examples_per_second": 2.0, "train/tokens_per_second": 3.0}
-    assert loop._line(numbers | rates) == "loss 1.0000 · 2.0 examples/s · 3 tokens/s"
+    assert numbers.line(logged | rates) == "loss 1.0000 · 2.0 examples/s · 3 tokens/s"
 
 
 def test_drops_count_choices_of_all_layers_together():
     a, b = ((80, 40, 20), (80, 20, 15)), ((160, 0, 20), (40, 0, 5))
-    numbers = loop._numbers(step({"decoder": [[None, layers(a, b)]]}))
-    at = {n.removeprefix("train/moe/decoder/"): v for n, v in numbers.items() if "/moe/" in n}
+    logged = numbers.of_step(step({"decoder": [[None, layers(a, b)]]}))
+    at = {n.removeprefix("train/moe/decoder/"): v for n, v in logged.items() if "/moe/" in n}
     assert at["drop_fraction"] == pytest.approx(1 - 160 / 320)
     assert at["drop_fraction_image"] == pytest.approx(1 - 120 / 240)
     assert at["drop_fraction_question"] == pytest.approx(0.5)
@@ -65,10 +71,10 @@ def test_drops_count_choices_of_all_layers_together():
 
 
 def test_only_kinds_that_have_tokens():
-    numbers = loop._numbers(step({"vision": [[layers(((8, 0, 0), (6, 0, 0)))]]}))
-    kinds = [n.rpartition("_")[2] for n in numbers if "/drop_fraction_" in n]
+    logged = numbers.of_step(step({"vision": [[layers(((8, 0, 0), (6, 0, 0)))]]}))
+    kinds = [n.rpartition("_")[2] for n in logged if "/drop_fraction_" in n]
     assert kinds == [TokenKind.IMAGE.name.lower()]
-    assert not [n for n in numbers if n.endswith("_by_layer")]  # one layer: nothing to list
+    assert not [n for n in logged if n.endswith("_by_layer")]  # one layer: nothing to list
 
 
 def test_layers_are_listed_first_to_last():
@@ -78,23 +84,23 @@ def test_layers_are_listed_first_to_last():
         return layers(*(((100, 0, 0), (100 * (1 - f), 0, 0)) for f in fractions))
 
     segments = [[None, dropping(0.1, 0.3), dropping(0.2, 0.4)], [None], [dropping(0.5)]]
-    numbers = loop._numbers(step({"decoder": segments}))
-    by_layer = numbers["train/moe/decoder/drop_fraction_by_layer"]
+    logged = numbers.of_step(step({"decoder": segments}))
+    by_layer = logged["train/moe/decoder/drop_fraction_by_layer"]
     assert by_layer == [0.1, 0.2, 0.3, 0.4, 0.5]
-    assert numbers["train/moe/decoder/drop_fraction"] == pytest.approx(0.3)
+    assert logged["train/moe/decoder/drop_fraction"] == pytest.approx(0.3)
 
 
 def test_a_batch_without_tokens_logs_no_nan():
-    numbers = loop._numbers(step({"decoder": [[layers(((0, 0, 0), (0, 0, 0)))]]}))
-    assert all(math.isfinite(v) for v in numbers.values())
-    assert not [n for n in numbers if "/drop_fraction_" in n]
+    logged = numbers.of_step(step({"decoder": [[layers(((0, 0, 0), (0, 0, 0)))]]}))
+    assert all(math.isfinite(v) for v in logged.values())
+    assert not [n for n in logged if "/drop_fraction_" in n]
 
 
 def test_the_line_names_the_worst_part():
     few, many = layers(((10, 10, 10), (9, 9, 9))), layers(((10, 10, 10), (5, 5, 5)))
-    numbers = loop._numbers(step({"vision": [[few]], "decoder": [[many, many]]}))
+    logged = numbers.of_step(step({"vision": [[few]], "decoder": [[many, many]]}))
     rates = {"train/examples_per_second": 2.0, "train/tokens_per_second": 3.0}
-    assert loop._line(numbers | rates).endswith("3 tokens/s · 50.0% dropped, load 2.00× mean")
+    assert numbers.line(logged | rates).endswith("3 tokens/s · 50.0% dropped, load 2.00× mean")
 
 
 def test_every_kind_has_a_name_in_the_report():

@@ -35,7 +35,7 @@ class MoEStats:
     def load(self) -> Float[Array, "*L E"]:
         """Each expert's share of all routed choices."""
         per_expert = self.routed.sum(-2)
-        return per_expert / jnp.maximum(per_expert.sum(-1, keepdims=True), 1)
+        return per_expert / per_expert.sum(-1, keepdims=True).clip(1)
 
     def max_load(self) -> Float[Array, "*L"]:
         """Load of the busiest expert over the mean load: 1 at perfect balance, E at worst."""
@@ -44,20 +44,20 @@ class MoEStats:
     def drop_fraction(self) -> Float[Array, "*L"]:
         """Share of routed choices that found their expert full."""
         routed = self.routed.sum((-2, -1))
-        return (routed - self.kept.sum((-2, -1))) / jnp.maximum(routed, 1)
+        return (routed - self.kept.sum((-2, -1))) / routed.clip(1)
 
     def drop_fraction_by_kind(self) -> Float[Array, "*L kinds"]:
         """The same for each kind of token; 0 for a kind that no token has."""
         routed = self.routed.sum(-1)
-        return (routed - self.kept.sum(-1)) / jnp.maximum(routed, 1)
+        return (routed - self.kept.sum(-1)) / routed.clip(1)
 
     def unserved_fraction(self) -> Float[Array, "*L"]:
         """Share of valid tokens that no expert took: only their residual path remains."""
-        return self.unserved.sum(-1) / jnp.maximum(self.tokens.sum(-1), 1)
+        return self.unserved.sum(-1) / self.tokens.sum(-1).clip(1)
 
     def mean_entropy(self) -> Float[Array, "*L"]:
         """Mean entropy of a token's gates, in nats."""
-        return self.entropy / jnp.maximum(self.tokens.sum(-1), 1)
+        return self.entropy / self.tokens.sum(-1).clip(1)
 
 
 @jax.named_scope("stats")

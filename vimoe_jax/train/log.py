@@ -19,14 +19,20 @@ class MetricWriter:
 
     A run that resumes at step n first drops every line of a later step (those steps are about to be
     done again), and a last line that a crash left torn. Of several processes, the first writes.
+
+    Attributes:
+      dropped_seconds: what the last of these lines says of the time spent until then; 0 if none.
     """
 
     def __init__(self, workdir: Path, resume_step: int):
         self.path = workdir / "metrics.jsonl"
+        self.dropped_seconds = 0
         self._writes = distributed.is_lead()
         if not self._writes:
             return
-        _keep_until(self.path, resume_step)
+        dropped = _keep_until(self.path, resume_step)
+        times = [v for n, v in dropped.items() if n.startswith("time/")]
+        self.dropped_seconds = sum(v for v in times if isinstance(v, int | float))
         self._file = open(self.path, "a", encoding="utf-8")
         self._events = _Events(workdir / "tensorboard", resume_step)
 
@@ -95,13 +101,16 @@ def _clean(value: float | Sequence[float]) -> Any:
     return value if math.isfinite(value) else None
 
 
-def _keep_until(path: Path, step: int) -> None:
+def _keep_until(path: Path, step: int) -> dict[str, Any]:
+    """Drops lines of later steps; returns the last of them that says where time went, or {}."""
+    kept, dropped = [], {}
     if not path.exists():
-        return
-    kept = []
+        return dropped
     for line in path.read_bytes().splitlines(keepends=True):
         try:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            row = json.loads(line)
+            if not line.endswith(b"\n") or row["step"] > step:
+                dropped = row if any(n.startswith("time/") for n in row) else dropped
                 continue
         except (ValueError, KeyError, TypeError):
             continue
@@ -109,3 +118,4 @@ def _keep_until(path: Path, step: int) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(b"".join(kept))
     os.replace(temporary, path)
+    return dropped

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from vimoe_jax.data import pipeline, sources
-from vimoe_jax.data.mixture import Mixture
+from vimoe_jax.data.records import BadRecord
 from vimoe_jax.errors import UserError
-from vimoe_jax.model.tokens import TokenKind
-from vimoe_jax.moe.stats import MoEStats
+from vimoe_jax.parallel import distributed
 from vimoe_jax.parallel.mesh import to_mesh
 from vimoe_jax.progress import Progress
-from vimoe_jax.train import optim
+from vimoe_jax.train import health as health_lib
+from vimoe_jax.train import numbers, optim
 from vimoe_jax.train import state as state_lib
 from vimoe_jax.train.checkpoint import Checkpoints
 from vimoe_jax.train.guard import Interrupt
+from vimoe_jax.train.health import Health
 from vimoe_jax.train.log import MetricWriter
+from vimoe_jax.train.meter import Meter, since_process_start
 from vimoe_jax.train.setup import Run
 from vimoe_jax.train.state import TrainState
 from vimoe_jax.train.step import StepMetrics, make_loss_step, make_train_step
+from vimoe_jax.train.watchdog import Watchdog
 
 # What of a batch the compiled step reads; the rest is for the host.
 STEP_KEYS = ("image", "tokens", "targets", "weights", "segments", "positions")
@@ -68,64 +71,116 @@ class Trainer:
         return jax.jit(create, out_shardings=where)(key), {"batches": 0, "seconds": 0.0}
 
     def train(self) -> bool:
-        """Runs to the last step; False if a signal stopped it (the state is saved then)."""
-        c, start = self.config, int(self.state.step)
+        """Runs to the last step; False if a signal stopped it (the state is saved then).
+
+        Raises:
+          UserError: too many bad steps in a row, or too many bad records.
+        """
+        c, start = self.config, int(jax.device_get(self.state.step))
         progress = Progress(c.train.steps, start)
         if start:
             progress.say(f"resuming at step {start} of {c.train.steps}")
         if start >= c.train.steps:
             return True
-        writer = MetricWriter(self.run.workdir, start)
-        batches = self._open_batches()
-        meter = _Meter(self.run.blueprint.config, self.run.train_source, self.position["seconds"])
-        try:
-            finished = self._loop(start, batches, writer, progress, meter)
-        finally:
-            batches.close()
-            writer.close()
+        before = self.position.get("time", {})
+        self._offset = self.position["batches"] - start
+        with contextlib.ExitStack() as stack:
+            writer = stack.enter_context(contextlib.closing(MetricWriter(self.run.workdir, start)))
+            batches = stack.enter_context(contextlib.closing(self._open_batches()))
+            meter = Meter(self.run.blueprint.config, self.run.train_source, before)
+            meter.clock.add("start", since_process_start())
+            meter.clock.add("redone", writer.dropped_seconds - sum(before.values()))
+            hang = self.run.workdir / f"hang{_process()}.txt"
+            watchdog = stack.enter_context(Watchdog(c.train.hang_seconds, hang))
+            if c.train.guard_transfers:
+                stack.enter_context(jax.transfer_guard("disallow"))
+            log = _Log(writer, progress, meter, self._check)
+            finished = self._loop(start, batches, log, meter, watchdog)
         self.checkpoints.wait()
         return finished
 
-    def _loop(self, start, batches, writer, progress, meter) -> bool:
-        c = self.config
+    def _loop(self, start, batches, log, meter, watchdog) -> bool:
+        c, running = self.config, None
         for step in range(start + 1, c.train.steps + 1):
-            batch = next(batches)
+            first, last = step == start + 1, step == c.train.steps
+            with meter.clock.spending("data"):
+                batch = next(batches)
             self._note_skipped(batch)
+            with meter.clock.spending("compile" if first else "steps"):
+                on_mesh = to_mesh({k: batch[k] for k in STEP_KEYS}, self.run.mesh)
+                self.state, metrics = self._step(self.state, on_mesh)
+                # One step is queued behind the one that runs, and no more: the host may be late by
+                # a step's time, and its batches do not pile up on the device.
+                jax.block_until_ready(metrics if first else running)
+            running = metrics
+            watchdog.beat()
+            if first:
+                log.progress.say(f"first step after {since_process_start():.1f} s")
+            log.flush()
             meter.count(batch)
-            on_mesh = to_mesh({k: batch[k] for k in STEP_KEYS}, self.run.mesh)
-            self.state, metrics = self._step(self.state, on_mesh)
-            last, val_loss = step == c.train.steps, None
-            if step == start + 1:
-                jax.block_until_ready(metrics)
-                progress.say(f"first step after {meter.since_process_start():.1f} s")
-            if step % c.train.log_every == 0 or last or step == start + 1:
-                numbers = _numbers(jax.device_get(metrics)) | meter.rates()
-                if step % c.train.log_every == 0 or last:
-                    writer.write(step, numbers)
-                progress.show(step, _line(numbers))
-            if c.eval.every and (step % c.eval.every == 0 or last):
-                with meter.paused():
-                    val_loss = self._validate()
-                if val_loss is not None:
-                    writer.write(step, {"val/loss": val_loss})
-                    progress.say(f"step {step}: val/loss {val_loss:.4f}")
+            if step % c.train.log_every == 0 or last or first:
+                log.add(step, metrics, write=step % c.train.log_every == 0 or last)
             stops = self.interrupt.agreed() and not last
-            if step % c.checkpoint.every == 0 or last or stops:
-                self.position = batches.state() | {"seconds": meter.seconds()}
-                self.checkpoints.save(self.state, self.position, val_loss)
+            evaluates = c.eval.every and (step % c.eval.every == 0 or last)
+            saves = step % c.checkpoint.every == 0 or last or stops
+            if evaluates or saves:
+                log.flush()
+                self._check(step, metrics.health)
+                with watchdog.paused():
+                    val_loss = self._evaluate(step, log, meter) if evaluates else None
+                    if saves:
+                        self._save(batches, meter, val_loss)
             if stops:
-                progress.say(f"{self.interrupt}: saving step {step}")
+                log.progress.say(f"{self.interrupt}: saving step {step}")
                 return False
         return True
 
-    def _open_batches(self):
+    def _evaluate(self, step: int, log: _Log, meter: Meter) -> float | None:
+        with meter.clock.spending("eval"):
+            val_loss = self._validate()
+        if val_loss is not None:
+            log.writer.write(step, {"val/loss": val_loss})
+            log.progress.say(f"step {step}: val/loss {val_loss:.4f}")
+        return val_loss
+
+    def _save(self, batches, meter: Meter, val_loss: float | None) -> None:
+        with meter.clock.spending("save"), jax.transfer_guard("allow"):
+            times = {"seconds": meter.clock.training(), "time": meter.clock.seconds()}
+            self.position = batches.state() | times
+            self.checkpoints.save(self.state, self.position, val_loss)
+
+    def _check(self, step: int, health: Health) -> None:
+        """Gives up after too many bad steps in a row; leaves the first one's batch behind."""
+        limits, health = self.config.train, jax.device_get(health)
+        if health.streak < limits.max_bad_steps:
+            return
+        first = health_lib.first_bad(health, step)
+        # Batches follow from their number: none needs to be kept for this.
+        batches = self._open_batches(first - 1 + self._offset)
+        try:
+            batch = next(batches)
+        finally:
+            batches.close()
+        path = self.run.workdir / f"bad_batch_{first}{_process()}.npz"
+        ids = [self._record_id(index) for index in batch["record"].tolist()]
+        health_lib.dump(path, batch, ids, first, self.config.seed)
+        raise health_lib.complain(health, step, path, limits)
+
+    def _record_id(self, index: int) -> str:
+        try:
+            return self.run.train_source[index].id
+        except BadRecord:
+            return f"bad record {index}"
+
+    def _open_batches(self, start: int | None = None):
+        """From this batch on; if not given, from where the checkpoint left off."""
         c = self.config
         return pipeline.train_batches(
             self.run.train_source,
             self.run.tokenizer,
             **batch_options(self.run),
             seed=c.seed,
-            start=self.position["batches"],
+            start=self.position["batches"] if start is None else start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=c.data.workers,
@@ -191,119 +246,43 @@ def fixed_batches(run: Run, source: Any, count: int) -> list[dict[str, np.ndarra
         batches.close()
 
 
-class _Meter:
-    """Wall time, pictures and tokens since the last look, and a mixture's parts' shares."""
+class _Log:
+    """Numbers of steps, asked for at once and read a step later: the device does not wait.
 
-    def __init__(self, model: Any, source: Mixture, seconds: float):
-        self._source, self._drawn = source, Counter()
-        self._patches = (model.image_size // model.patch_size) ** 2
-        self._before, self._start = seconds, time.monotonic()
-        self._looked, self._pictures, self._tokens = self._start, 0, 0
-        self._pause = 0.0
-
-    def count(self, batch: dict[str, np.ndarray]) -> None:
-        pictures = int((~batch["skipped"]).sum()) * jax.process_count()
-        text = int((batch["segments"] > 0).sum()) * jax.process_count()
-        if len(self._source.parts) > 1:
-            self._drawn.update(self._source.shares(batch["record"].tolist()))
-        self._pictures += pictures
-        self._tokens += text + pictures * self._patches
-
-    def rates(self) -> dict[str, float]:
-        now = time.monotonic()
-        seconds = max(now - self._looked - self._pause, 1e-9)
-        rates = {
-            "train/examples_per_second": self._pictures / seconds,
-            "train/tokens_per_second": self._tokens / seconds,
-        }
-        total = max(self._drawn.total(), 1)
-        rates |= {f"train/share/{label}": n / total for label, n in self._drawn.items()}
-        self._looked, self._pictures, self._tokens, self._pause = now, 0, 0, 0.0
-        self._drawn.clear()
-        return rates
-
-    def paused(self) -> _Pause:
-        """A context whose time does not count in the rates."""
-        return _Pause(self)
-
-    def seconds(self) -> float:
-        """Of training, over all resumptions."""
-        return self._before + time.monotonic() - self._start
-
-    def since_process_start(self) -> float:
-        import psutil
-
-        return time.time() - psutil.Process().create_time()
-
-
-class _Pause:
-    def __init__(self, meter: _Meter):
-        self._meter = meter
-
-    def __enter__(self):
-        self._start = time.monotonic()
-
-    def __exit__(self, *_):
-        self._meter._pause += time.monotonic() - self._start
-
-
-def _numbers(m: StepMetrics) -> dict[str, float | list[float]]:
-    """What is logged of a step."""
-    weight = max(float(m.tokens.weight), 1.0)
-    numbers: dict[str, float | list[float]] = {
-        "train/loss": float(m.tokens.loss) / weight,
-        "train/accuracy": float(m.tokens.correct) / weight,
-        "train/aux_loss": float(m.aux_loss),
-        "train/grad_norm": float(m.grad_norm),
-        "train/learning_rate": float(m.learning_rate),
-    }
-    for part, segments in m.moe.items():
-        numbers |= {f"train/moe/{part}/{n}": v for n, v in _moe_numbers(segments).items()}
-    return numbers
-
-
-def _moe_numbers(segments: list[list[MoEStats | None]]) -> dict[str, float | list[float]]:
-    """What a part's MoE layers report.
-
-    Fractions and entropy are over the choices (or tokens) of all its layers together; the maximal
-    load and the losses are means over layers. `…_by_layer` lists one value a layer, first to last.
+    Args:
+      check: told each logged step's health.
     """
-    layers = _in_order(segments)
-    total = jax.tree.map(lambda a: a.sum(0), layers)
-    drops, loads = total.drop_fraction_by_kind(), layers.max_load()
-    numbers: dict[str, float | list[float]] = {"drop_fraction": float(total.drop_fraction())}
-    for kind in TokenKind:
-        if total.tokens[kind] > 0:
-            numbers[f"drop_fraction_{kind.name.lower()}"] = float(drops[kind])
-    numbers |= {
-        "unserved_fraction": float(total.unserved_fraction()),
-        "load_max_over_mean": float(np.mean(loads)),
-        "router_entropy": float(total.mean_entropy()),
-    }
-    numbers |= {f"{name}_loss": float(np.mean(loss)) for name, loss in layers.losses.items()}
-    if len(loads) > 1:
-        by_layer = {"drop_fraction": layers.drop_fraction(), "load_max_over_mean": loads}
-        for name, values in by_layer.items():
-            numbers[f"{name}_by_layer"] = [round(v, 4) for v in np.asarray(values).tolist()]
-    return numbers
+
+    def __init__(
+        self,
+        writer: MetricWriter,
+        progress: Progress,
+        meter: Meter,
+        check: Callable[[int, Health], None],
+    ):
+        self.writer, self.progress = writer, progress
+        self._meter, self._check = meter, check
+        self._pending: tuple[int, StepMetrics, bool] | None = None
+
+    def add(self, step: int, metrics: StepMetrics, *, write: bool) -> None:
+        """Begins to fetch a step's metrics; `write` or only show them."""
+        for array in jax.tree.leaves(metrics):
+            array.copy_to_host_async()
+        self._pending = step, metrics, write
+
+    def flush(self) -> None:
+        """Writes and shows what was added last, if that was not done yet."""
+        if self._pending is None:
+            return
+        (step, metrics, write), self._pending = self._pending, None
+        metrics = jax.device_get(metrics)
+        logged = numbers.of_step(metrics) | self._meter.rates()
+        if write:
+            self.writer.write(step, logged)
+        self.progress.show(step, numbers.line(logged))
+        self._check(step, metrics.health)
 
 
-def _in_order(segments: list[list[MoEStats | None]]) -> MoEStats:
-    """Reports nested as a `Stack` nests them, as one with a leading axis over all its layers."""
-    units = [[r for r in segment if r is not None] for segment in segments]
-
-    def merge(*unit: np.ndarray) -> np.ndarray:
-        return np.stack(unit, 1).reshape(-1, *unit[0].shape[1:])
-
-    merged = [jax.tree.map(merge, *unit) for unit in units if unit]
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *merged)
-
-
-def _line(numbers: dict[str, Any]) -> str:
-    text = (
-        f"loss {numbers['train/loss']:.4f} · {numbers['train/examples_per_second']:.1f} examples/s"
-        f" · {numbers['train/tokens_per_second']:.0f} tokens/s"
-    )
-    drops = [v for n, v in numbers.items() if n.endswith("/drop_fraction")]
-    loads = [v for n, v in numbers.items() if n.endswith("/load_max_over_mean")]
-    return text + (f" · {max(drops):.1%} dropped, load {max(loads):.2f}× mean" if drops else "")
+def _process() -> str:
+    """Part of a file name, where several processes write into one workdir."""
+    return f".{jax.process_index()}" if distributed.several() else ""

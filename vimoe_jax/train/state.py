@@ -1,4 +1,4 @@
-"""What a step turns into the next: step number, parameters, optimizer state."""
+"""What a step turns into the next: step number, parameters, optimizer state, health."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from vimoe_jax.model.blueprint import Blueprint, Params
+from vimoe_jax.parallel import rules
+from vimoe_jax.train import health as health_lib
+from vimoe_jax.train.health import Health
 
 
 @struct.dataclass
@@ -19,17 +22,19 @@ class TrainState:
     """Everything that training changes; float32 master weights.
 
     Attributes:
-      step: optimizer steps done.
+      step: batches met; optimizer steps done, but for those that were skipped.
       params: trainable parameters by dotted path.
       frozen: the others; no gradient is taken and no moments are kept for them. Router biases are
         among them: each step moves them by the load it saw.
       opt_state: of the optimizer, over `params`.
+      health: of the steps so far.
     """
 
     step: Int[Array, ""]
     params: Params
     frozen: Params
     opt_state: Any
+    health: Health
 
     def all_params(self) -> Params:
         """Trainable and frozen together."""
@@ -40,23 +45,36 @@ def create(params: Params, tx: optax.GradientTransformation, trainable: set[str]
     """A state at step 0."""
     mine = {n: p for n, p in params.items() if n in trainable}
     rest = {n: p for n, p in params.items() if n not in trainable}
-    return TrainState(jnp.zeros((), jnp.int32), mine, rest, tx.init(mine))
+    return TrainState(jnp.zeros((), jnp.int32), mine, rest, tx.init(mine), health_lib.create())
 
 
 def shardings(
     blueprint: Blueprint, tx: optax.GradientTransformation, trainable: set[str], mesh: Mesh
 ) -> TrainState:
     """The sharding of every array of a state: moments lie where their parameter lies."""
-    where = blueprint.shardings(mesh)
+    where, axes, sizes = blueprint.shardings(mesh), blueprint.axes(), blueprint.shapes()
     everywhere = NamedSharding(mesh, PartitionSpec())
     mine = {n: where[n] for n in where if n in trainable}
     rest = {n: where[n] for n in where if n not in trainable}
-    shapes = {n: jax.ShapeDtypeStruct(blueprint.shapes()[n], jnp.float32) for n in mine}
-    opt_state = optax.tree.map_params(
-        tx,
-        lambda _, sharding: sharding,
-        jax.eval_shape(tx.init, shapes),
-        mine,
-        transform_non_params=lambda _: everywhere,
-    )
-    return TrainState(everywhere, mine, rest, opt_state)
+    shapes = {n: jax.ShapeDtypeStruct(sizes[n], jnp.float32) for n in mine}
+
+    def moment(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        keys = (k.key for k in path if isinstance(k, jax.tree_util.DictKey))
+        name = next((k for k in keys if k in mine), None)
+        if name is None:
+            return everywhere
+        if leaf.shape == sizes[name]:
+            return where[name]
+        return rules.sharding(_reduced(axes[name], sizes[name], leaf.shape), leaf.shape, mesh)
+
+    opt_state = jax.tree_util.tree_map_with_path(moment, jax.eval_shape(tx.init, shapes))
+    health = jax.tree.map(lambda _: everywhere, jax.eval_shape(health_lib.create))
+    return TrainState(everywhere, mine, rest, opt_state, health)
+
+
+def _reduced(axes: rules.Axes, shape: tuple[int, ...], reduced: tuple[int, ...]) -> rules.Axes:
+    """The axes of a statistic over one of a parameter's axes; none where it is no such thing."""
+    for i in range(len(shape)):
+        if (*shape[:i], *shape[i + 1 :]) == reduced:
+            return (*axes[:i], *axes[i + 1 :])
+    return (None,) * len(reduced)

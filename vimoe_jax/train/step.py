@@ -16,7 +16,8 @@ from vimoe_jax.config import Config
 from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel.rules import use_mesh
-from vimoe_jax.train import optim
+from vimoe_jax.train import health, optim
+from vimoe_jax.train.health import Health
 from vimoe_jax.train.loss import TokenLoss, cross_entropy
 from vimoe_jax.train.state import TrainState
 
@@ -34,6 +35,7 @@ class StepMetrics:
       grad_norm: global norm before clipping.
       learning_rate: peak parts' rate of this step.
       moe: the MoE layers' reports by part, summed over microbatches.
+      health: after this step.
     """
 
     tokens: TokenLoss
@@ -42,6 +44,7 @@ class StepMetrics:
     grad_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
     moe: Any
+    health: Health
 
 
 def make_train_step(
@@ -50,7 +53,8 @@ def make_train_step(
     """The optimizer step, not yet compiled: `jax.jit(step, donate_argnums=0)`.
 
     The loss is the mean over all answer tokens of the global batch, whatever the microbatches hold,
-    plus the microbatches' mean auxiliary loss.
+    plus the microbatches' mean auxiliary loss. A step whose loss or gradients are bad changes the
+    step number and the health only (`vimoe_jax.train.health`).
     """
     schedule = optim.schedule(c.optim, c.train.steps)
     accumulate = c.train.accumulate
@@ -90,15 +94,23 @@ def make_train_step(
                 params = optax.apply_updates(state.params, updates)
                 trained = {part: r for part, r in moe.items() if optim.rate(c.optim, part) > 0}
                 frozen = {**state.frozen, **blueprint.rebalanced(state.frozen, trained)}
+            grad_norm = optax.global_norm(grads)
+            loss = tokens.loss * scale + aux_loss
+            bad, healthy = health.examine(state.health, loss, grad_norm, c.train)
+            new = health.keep_if(
+                bad,
+                state,
+                state.replace(params=params, frozen=frozen, opt_state=opt_state),
+            ).replace(step=state.step + 1, health=healthy)
         metrics = StepMetrics(
             tokens=tokens,
             text_tokens=(batch["segments"] > 0).sum().astype(jnp.float32),
             aux_loss=aux_loss,
-            grad_norm=optax.global_norm(grads),
+            grad_norm=grad_norm,
             learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
             moe=moe,
+            health=healthy,
         )
-        new = state.replace(step=state.step + 1, params=params, frozen=frozen, opt_state=opt_state)
         return new, metrics
 
     return step
