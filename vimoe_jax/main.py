@@ -20,7 +20,7 @@ from vimoe_jax.parallel import distributed
 
 _HELP = """\
 usage: python -m vimoe_jax.main --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
-       python -m vimoe_jax.main --config=FILE --plan [--topology=NAME]
+       python -m vimoe_jax.main --config=FILE --plan [--topology=NAME] [--out=FILE.json]
 
 Trains the model that FILE describes, then answers the test splits and writes DIR/report.html.
 Run again with the same DIR to resume; SIGTERM or Ctrl-C saves and stops.
@@ -29,7 +29,8 @@ Run again with the same DIR to resume; SIGTERM or Ctrl-C saves and stops.
   --workdir=DIR           where everything is written; runs/NAME-OF-THE-CONFIG if not given
   --config.FIELD=VALUE    overrides a field, for example --config.train.steps=100
   --plan                  only says what the run would need of memory, time and network
-  --topology=NAME         the devices to plan for, those of this machine if not given
+  --topology=NAME         the devices to plan for, v5p:8x8x4 or h100:8; if not given, this machine's
+  --out=FILE.json         where the plan is written as JSON too
 
 Several processes as one run (docs/launch.md); Slurm, Cloud TPU and GKE need none of these:
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_HELP + "\n".join(describe()))
         return 0 if argv else 2
     words = ["--plan=true" if word == "--plan" else word for word in argv]
-    names = ("config", "workdir", "plan", "topology", *distributed.OPTIONS)
+    names = ("config", "workdir", "plan", "topology", "out", *distributed.OPTIONS)
     options, overrides = cli.parse(words, names)
     if "config" not in options:
         raise UserError("--config: which config file? (for example --config=configs/moe_small.py)")
@@ -59,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.get("plan") == "true":
         from vimoe_jax import plan
 
-        return plan.main(config, options.get("topology", ""))
+        return plan.main(config, options.get("topology", ""), options.get("out", ""))
     if "topology" in options:
         raise UserError("--topology: only with --plan; a run takes the devices that are there")
+    if "out" in options:
+        raise UserError("--out: only with --plan; a run writes into its --workdir")
     workdir = Path(options.get("workdir") or f"runs/{Path(options['config']).stem}")
     command = f"python -m vimoe_jax.main {shlex.join(argv)}"
     return _run(config, workdir, command, options)

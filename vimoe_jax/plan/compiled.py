@@ -13,7 +13,6 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from vimoe_jax.config import Config
-from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel import rules
 from vimoe_jax.train import optim
@@ -113,14 +112,7 @@ def compile_step(c: Config, blueprint: Blueprint, mesh: Mesh) -> Compiled:
 
     Raises:
       OutOfMemory: the compiler knows the devices' memory, and it is too small.
-      UserError: the batch cannot be split over the devices.
     """
-    rows = mesh.size // mesh.shape["tensor"]
-    if (c.train.batch_size // c.train.accumulate) % rows:
-        raise UserError(
-            f"config.train.batch_size: {c.train.batch_size // c.train.accumulate} rows cannot be "
-            f"split over {rows} devices"
-        )
     tx, _ = optimizer(c, blueprint)
     state = abstract_state(c, blueprint, mesh)
     where = jax.tree.map(lambda x: x.sharding, state)

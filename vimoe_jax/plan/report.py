@@ -66,9 +66,9 @@ class Plan:
             total[c.kind, "+".join(c.axes)] = (size + c.sent, count + c.count)
         return dict(sorted(total.items(), key=lambda item: -item[1][0]))
 
-    def largest_gather(self) -> Collective | None:
-        """The all-gather that makes the largest array."""
-        gathers = [c for c in self.sent if c.kind == "all-gather"]
+    def largest_gather(self, *, in_loop: bool = False) -> Collective | None:
+        """The all-gather that makes the largest array; of those in loops over layers, if asked."""
+        gathers = [c for c in self.sent if c.kind == "all-gather" and c.in_loop >= in_loop]
         return max(gathers, key=lambda c: c.bytes, default=None)
 
 
@@ -101,8 +101,9 @@ def to_dict(p: Plan) -> dict[str, Any]:
         {"kind": kind, "axes": axes, "bytes": size, "operations": count}
         for (kind, axes), (size, count) in p.sent_by().items()
     ]
-    if (largest := p.largest_gather()) is not None:
-        numbers["largest_all_gather"] = dataclasses.asdict(largest)
+    for name, in_loop in (("largest_all_gather", False), ("largest_all_gather_in_loop", True)):
+        largest = p.largest_gather(in_loop=in_loop)
+        numbers[name] = None if largest is None else dataclasses.asdict(largest)
     if (r := p.roofline) is not None:
         numbers["roofline"] = dataclasses.asdict(r) | {
             "bound": r.bound,
@@ -186,19 +187,17 @@ def _network(p: Plan) -> Iterator[str]:
     yield "sent by a device in a step"
     for (kind, axes), (size, count) in p.sent_by().items():
         yield _row(f"{kind}", f"{size / GIB:9.3f} GiB along {axes}, {count} operations")
-    if (largest := p.largest_gather()) is not None:
-        shape = "×".join(map(str, largest.shape))
-        yield _row(
-            "largest all-gather",
-            f"{largest.bytes / GIB:9.3f} GiB, {shape} along {'+'.join(largest.axes)}"
-            f"{' in a loop' if largest.in_loop else ''}",
-        )
+    for name, in_loop in (("largest all-gather", False), ("largest in a loop", True)):
+        if (largest := p.largest_gather(in_loop=in_loop)) is not None:
+            shape = "×".join(map(str, largest.shape))
+            along = "+".join(largest.axes)
+            yield _row(name, f"{largest.bytes / GIB:9.3f} GiB, {shape} along {along}")
 
 
 def _other_settings(p: Plan) -> Iterator[str]:
     if not p.alternatives:
         return
-    yield "other settings, estimated    state       total    change"
+    yield "other settings, estimated             state       total    change"
     for a in p.alternatives:
         state, total = (f"{n / GIB:8.2f}" for n in (a.state, a.total))
         change = f"{(a.total - (p.needed or 0)) / GIB:+9.2f}" if p.needed else ""
@@ -206,4 +205,4 @@ def _other_settings(p: Plan) -> Iterator[str]:
         if p.capacity is not None and p.needed is not None:
             fits = "" if a.total <= p.capacity else "   does not fit"
             fits = "   would fit" if not p.fits and not fits else fits
-        yield f"  {a.change:<26}{state}    {total} {change} GiB{fits}"
+        yield f"  {a.change:<35}{state}    {total} {change} GiB{fits}"

@@ -20,6 +20,7 @@ INSTALL = "pip install -r requirements-plan.txt"
 # The compiler asks a real TPU's metadata server who it is, unless all is said.
 _NOT_A_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is claimed: plans may run side by side
     "TPU_ACCELERATOR_TYPE": "v5p-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
