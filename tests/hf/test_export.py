@@ -422,6 +422,14 @@ def test_an_error_half_way_leaves_nothing(tmp_path, tokenizer):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path, tokenizer):
+    run, params = make(tmp_path, tokenizer)
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial/model.safetensors").write_bytes(b"half")
+    exported(run, params, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 def test_the_card_tells_what_matters(tmp_path, tokenizer):
     run, params = make(tmp_path, tokenizer, MODELS["every_2"])
     scores = tmp_path / "eval/test/metrics.json"
