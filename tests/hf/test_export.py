@@ -344,7 +344,8 @@ def test_the_default_processor_is_within_its_rounding(tmp_path, tokenizer, real_
         ours = images.decode(path.read_bytes(), 224).astype(np.float32)
         pixels = processor.image_processor(Image.open(path), return_tensors="np").pixel_values[0]
         levels = (pixels.transpose(1, 2, 0) + 1) * 127.5
-        assert np.abs(levels - ours).max() <= 1.01, path.name
+        off = np.abs(levels - ours)
+        assert off.max() <= 2.01 and (off > 0.01).mean() < 0.01, path.name
 
 
 def test_small_shards_hold_the_same(tmp_path, tokenizer):
