@@ -127,7 +127,11 @@ def test_fresh_and_earlier_checkpoint(dense, tmp_path):
 
 def test_importance_reads_real_batches(dense, tmp_path, capsys):
     workdir = tmp_path / "moe"
-    options = ("--config.model.decoder.moe.mlp_dim=20", "--config.model.decoder.moe.router=hash")
+    options = (
+        "--config.model.decoder.moe.mlp_dim=20",
+        "--config.model.decoder.moe.router=hash",
+        "--config.model.decoder.moe.bias_rate=0",
+    )
     assert upcycle(dense, workdir, STEPS, "--method=importance", "--samples=6", *options) == 0
     assert "decoder: method importance" in capsys.readouterr().out
     assert state(workdir, 20)["params"]["decoder.blocks.segments.0.1.mlp.experts.w_in"].shape == (

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from vimoe_jax.config import Config
@@ -23,7 +22,7 @@ from vimoe_jax.train.checkpoint import Checkpoints
 from vimoe_jax.train.loop import fixed_batches
 from vimoe_jax.train.setup import Run
 from vimoe_jax.train.state import TrainState
-from vimoe_jax.upcycle import drift, importance, methods, moments, weights
+from vimoe_jax.upcycle import convert, drift, methods, moments, weights
 from vimoe_jax.upcycle.layers import PARTS, Migration, check
 from vimoe_jax.upcycle.methods import Upcycling
 
@@ -100,73 +99,27 @@ def _convert(
         moments.check(_shapes(new, new_tx, new_trainable, mesh).opt_state, "config.optim")
     state, data = _restore(old, shapes, step)
     params = state.all_params()
+    state = state.replace(params={}, frozen={})  # arrays are let go as they are used up
 
     count = max(1, -(-how.samples // new.config.train.batch_size))
     batches = fixed_batches(new, new.train_source, count if how.method == "importance" else 1)
-    layouts = plan(migration, how, seed, params, batches, mesh)
+    layouts = convert.plan(migration, how, seed, params, batches, mesh)
     batch = to_mesh(batches[0], mesh)
     before, _ = drift.hidden(old.blueprint, params, batch, mesh)
 
     made = weights.upcycle(migration, params, layouts, how, mesh, seed)
     report = _report(old, new, migration, how, step, made, before, batch)
-    mine = {n: p for n, p in made.items() if n in new_trainable}
-    rest = {n: p for n, p in made.items() if n not in new_trainable}
-    where = state_lib.shardings(new.blueprint, new_tx, new_trainable, mesh)
-    begun = _begun(made, new_tx, new_trainable, where)
-    if fresh:
-        opt_state = jax.jit(new_tx.init, out_shardings=where.opt_state)(mine)
-    else:
-
-        def move(moment: Params, like: Params) -> Params:
-            return weights.upcycle_moments(migration, dict(moment), layouts, mesh, like)
-
-        opt_state = moments.carry(state.opt_state, jax.eval_shape(new_tx.init, mine), move)
-        begun = begun.replace(step=state.step)
+    state = convert.state(
+        migration, None if fresh else state, made, layouts, new_tx, new_trainable, mesh
+    )
     position = {"batches": _position(old.config, new.config, data), "seconds": 0.0}
     checkpoints = Checkpoints(new.workdir / "checkpoints", new.config.checkpoint)
     try:
-        checkpoints.save(begun.replace(params=mine, frozen=rest, opt_state=opt_state), position)
+        checkpoints.save(state, position)
         checkpoints.wait()
     finally:
         checkpoints.close()
     return report | {"new_step": 0 if fresh else step, "batches": position["batches"]}
-
-
-def plan(
-    migration: Migration,
-    how: Upcycling,
-    seed: int,
-    params: Params,
-    batches: list[dict[str, np.ndarray]],
-    mesh: Mesh,
-) -> weights.Layouts:
-    """The layout of every layer that becomes MoE; scores the units first if the method does.
-
-    Args:
-      migration: from the dense model to the new one.
-      how: the method and its numbers.
-      seed: of the units to drop.
-      params: of the dense model, on the mesh.
-      batches: of training data.
-      mesh: of `params`.
-    """
-    chosen = [(part, layer) for part in PARTS for layer in migration.upcycled(part)]
-    scored: dict[str, np.ndarray] = {}
-    if how.method == "importance":
-        paths = {migration.mlp(*where)[0] for where in chosen}
-        scored = importance.scores(migration.old, params, paths, batches, mesh, how.samples)
-    layouts = {}
-    for part, layer in chosen:
-        path, place = migration.mlp(part, layer)
-        own = scored.get(path)
-        layouts[part, layer] = methods.layout(
-            how,
-            migration.options(part),
-            migration.dense_width(part),
-            np.random.default_rng([seed, PARTS.index(part), layer]),
-            own if own is None or place is None else own[place],
-        )
-    return layouts
 
 
 def _report(old, new, migration, how, step, params, before, batch) -> dict[str, Any]:
@@ -206,16 +159,6 @@ def _optimizer(run: Run) -> tuple[Any, set[str]]:
     c, axes = run.config, run.blueprint.axes()
     trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - run.blueprint.buffers()
     return optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)}), trainable
-
-
-def _begun(params: Params, tx: Any, trainable: set[str], where: TrainState) -> TrainState:
-    """A state at step 0 without its parameters and optimizer."""
-    left_out = dict(params=None, frozen=None, opt_state=None)
-
-    def create(params: Params) -> TrainState:
-        return state_lib.create(params, tx, trainable).replace(**left_out)
-
-    return jax.jit(create, out_shardings=where.replace(**left_out))(params)
 
 
 def _shapes(run: Run, tx: Any, trainable: set[str], mesh: Mesh) -> TrainState:

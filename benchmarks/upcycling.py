@@ -1,0 +1,457 @@
+"""Dense continued, MoE from scratch, MoE upcycled: validation loss for the same extra FLOPs.
+
+python -m benchmarks.upcycling [--seeds=3] [--parent_steps=4000] [--extra=1.0] --out=o.json
+python -m benchmarks.upcycling --report=docs/results --read=o.json
+python -m benchmarks.upcycling --tiny --out=/tmp/o.json --report=/tmp        # a CPU, two minutes
+
+For each seed a dense model is trained on ViScenes for `--parent_steps`. Then every arm gets
+`--extra` times the parent's model FLOPs (counted as in `benchmarks.train_step`; K of E experts):
+
+  dense        goes on
+  scratch      the MoE of "copy" from random parameters
+  copy         every expert is the dense MLP; E = 8, K = 2 in every second decoder layer
+  drop         copies, half of each one's hidden units drawn anew
+  granular     the same cost in quarters: 32 experts of F/4, 8 a token, in groups of 4 shards
+  importance   8 experts of F/2, 2 a token: the dense MLP's own active width
+
+so that arms that cost more a step take fewer steps. An arm's schedule is the cosine over all its
+steps, the parent's included; the parent's ends with the dense arm's. Upcycled arms carry Adam's
+moments, step and schedule over. Wall time is of training steps alone, their compilation left out,
+so that arms can also be compared at equal time. Pictures are drawn in memory: no dataset, no input
+pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.train_step import model_flops
+
+if TYPE_CHECKING:
+    from vimoe_jax.config import Config
+    from vimoe_jax.data.records import Record
+
+ARMS = ("dense", "scratch", "copy", "drop", "granular", "importance")
+POINTS = 10  # validations of an arm
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is drawn and trained."""
+
+    train: int = 6000
+    validation: int = 300
+    draws: int = 8  # rows made of each picture: questions and wordings differ
+    vocab_size: int = 600
+    text_length: int = 112
+    batch_size: int = 64
+    parent_steps: int = 4000
+    extra: float = 1.0
+    samples: int = 512
+    width: int = 256
+    depth: int = 6
+
+
+TINY = Size(
+    train=48, validation=16, draws=2, vocab_size=420, text_length=64, batch_size=8,
+    parent_steps=40, samples=8, width=32, depth=2,
+)  # fmt: skip
+
+
+def drawn(split: str, count: int) -> list[Record]:
+    """The first pictures of a split of ViScenes, as the dataset's builder draws them."""
+    import io
+
+    from vimoe_jax.data.datasets.viscenes import asking, covers, scenes
+    from vimoe_jax.data.records import QA, Record
+
+    records = []
+    for index in range(count):
+        rng = np.random.default_rng([0, ("train", "validation").index(split), index])
+        if rng.random() >= 0.75:
+            item, task = covers.sample(rng), "ocr_vqa"
+            image, captions = covers.render(item, rng), covers.captions(item)
+            asked = covers.questions(item, rng)
+        else:
+            scene, task = scenes.sample(rng, held_out=False), "vqa"
+            image = scenes.render(scene, scenes.layout(scene, rng), rng)
+            asked = asking.questions(scene, rng)
+            captions = asking.captions(scene, rng)
+        png, name = io.BytesIO(), f"{split}-{index}"
+        image.save(png, "PNG")
+        qa = [QA(f"{name}/0", "caption", "", tuple(captions))]
+        qa += [
+            QA(f"{name}/{i}", task, a.question, (a.answer,), a.type) for i, a in enumerate(asked, 1)
+        ]
+        records.append(Record(name, png.getvalue(), tuple(qa)))
+    return records
+
+
+class Pool:
+    """Rows of pictures in memory, several draws of each picture's questions."""
+
+    def __init__(self, records: list[Record], tokenizer: Any, c: Config, draws: int):
+        from vimoe_jax.data.rows import RowMaker
+
+        make = RowMaker(
+            records, tokenizer, c.model.image_size, c.data.text_length, cache_images=True
+        )
+        rows = [[make(i, seed) for seed in range(draws)] for i in range(len(records))]
+        self.images = np.stack([row[0]["image"] for row in rows])
+        names = ("tokens", "targets", "weights", "segments", "positions")
+        self.text = {n: np.stack([[d[n] for d in row] for row in rows]) for n in names}
+
+    def batch(self, number: int, size: int, seed: int) -> dict[str, np.ndarray]:
+        """A batch is a function of (number, seed); each epoch has its own order and draws."""
+        count = len(self.images)
+        places = np.arange(number * size, (number + 1) * size)
+        order = {e: np.random.default_rng([seed, e]) for e in set(places // count)}
+        shuffled = {
+            e: (r.permutation(count), r.integers(0, 1 << 30, count)) for e, r in order.items()
+        }
+        picked = [
+            (shuffled[p // count][0][p % count], shuffled[p // count][1][p % count]) for p in places
+        ]
+        pictures, draws = (np.array(x) for x in zip(*picked, strict=True))
+        draws = draws % next(iter(self.text.values())).shape[1]
+        return {
+            "image": self.images[pictures],
+            **{n: t[pictures, draws] for n, t in self.text.items()},
+        }
+
+    def whole(self, size: int) -> list[dict[str, np.ndarray]]:
+        """Every picture once, first draw, in whole batches."""
+        starts = range(0, len(self.images) - size + 1, size)
+        return [
+            {
+                "image": self.images[i : i + size],
+                **{n: t[i : i + size, 0] for n, t in self.text.items()},
+            }
+            for i in starts
+        ]
+
+
+def configuration(size: Size, arm: str, steps: int, seed: int) -> Config:
+    """The project's configuration of an arm."""
+    from vimoe_jax import config
+
+    width = size.width
+    moe: dict[str, Any] = {}
+    if arm not in ("dense", "parent"):
+        moe = {"num_experts": 8, "experts_per_token": 2, "group_size": 1024}
+        moe |= {
+            "granular": {"granularity": 4, "noise_std": 0.0},
+            "importance": {"mlp_dim": width},
+        }.get(arm, {})
+    heads = dict(num_heads=width // 32, num_kv_heads=width // 32, head_dim=32)
+    return config.resolve(
+        {
+            "seed": seed,
+            "model": {
+                "image_size": 64,
+                "patch_size": 8,
+                "vision": {
+                    "width": width, "depth": size.depth, "num_heads": width // 32,
+                    "mlp_dim": 4 * width,
+                },
+                "decoder": {
+                    "width": width, "depth": size.depth, "mlp_dim": 2 * width, **heads, "moe": moe,
+                },
+            },
+            "data": {"text_length": size.text_length},
+            "optim": {"learning_rate": 1e-3, "warmup_steps": min(200, max(steps // 10, 1))},
+            "train": {"steps": steps, "batch_size": size.batch_size},
+        }
+    )  # fmt: skip
+
+
+class Trained:
+    """A model in training."""
+
+    def __init__(self, c: Config, vocab: int):
+        import jax
+
+        from vimoe_jax.model.blueprint import Blueprint
+        from vimoe_jax.parallel.mesh import make_mesh
+        from vimoe_jax.train import optim
+        from vimoe_jax.train import state as state_lib
+        from vimoe_jax.train.step import make_loss_step, make_train_step
+
+        self.config, self.blueprint = c, Blueprint.create(c.model, vocab)
+        self.mesh = make_mesh({}, jax.devices()[:1])
+        axes = self.blueprint.axes()
+        self.trainable = set(axes) - self.blueprint.buffers()
+        self.tx = optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(self.trainable)})
+        self._create = lambda key: state_lib.create(
+            self.blueprint.init(key), self.tx, self.trainable
+        )
+        self._step = jax.jit(
+            make_train_step(c, self.blueprint, self.tx, self.mesh), donate_argnums=0
+        )
+        self._loss = jax.jit(make_loss_step(self.blueprint, self.mesh))
+        self.flops = model_flops(c, self.blueprint)
+        self.state: Any = None
+
+    def start(self, seed: int) -> None:
+        """Random parameters."""
+        import jax
+
+        self.state = jax.jit(self._create)(jax.random.key(seed))
+
+    def run(self, pool: Pool, validation: Pool, first: int) -> list[dict[str, float]]:
+        """Trains from its state's step to the configured last one; returns the curve.
+
+        Args:
+          pool: what is trained on.
+          validation: what losses are taken of.
+          first: number of the first batch.
+        """
+        import jax
+
+        from vimoe_jax.parallel.mesh import to_mesh
+
+        size, seed = self.config.train.batch_size, self.config.seed
+        done = int(self.state.step)
+        steps = self.config.train.steps - done
+        every = max(1, steps // POINTS)
+        batch = to_mesh(pool.batch(first, size, seed), self.mesh)
+        self._step = self._step.lower(self.state, batch).compile()
+        curve = [self._point(validation, 0, 0.0)]
+        seconds, begun = 0.0, time.perf_counter()
+        for step in range(1, steps + 1):
+            batch = to_mesh(pool.batch(first + step - 1, size, seed), self.mesh)
+            self.state, _ = self._step(self.state, batch)
+            if step % every == 0 or step == steps:
+                jax.block_until_ready(self.state)
+                seconds += time.perf_counter() - begun
+                curve.append(self._point(validation, step, seconds))
+                begun = time.perf_counter()
+        return curve
+
+    def _point(self, validation: Pool, step: int, seconds: float) -> dict[str, float]:
+        import jax
+
+        from vimoe_jax.parallel.mesh import to_mesh
+
+        params = self.state.all_params()
+        batches = validation.whole(self.config.train.batch_size)
+        sums = jax.device_get([self._loss(params, to_mesh(b, self.mesh)) for b in batches])
+        weight = sum(float(s.weight) for s in sums)
+        return {
+            "step": step,
+            "flops": step * self.flops,
+            "seconds": seconds,
+            "loss": sum(float(s.loss) for s in sums) / weight,
+            "accuracy": sum(float(s.correct) for s in sums) / weight,
+        }
+
+
+def upcycled(parent: Trained, state: Any, arm: Trained, method: str, batches: Any, samples: int):
+    """The arm's state, from a copy of the parent's."""
+    from vimoe_jax.upcycle import convert, weights
+    from vimoe_jax.upcycle.layers import Migration
+    from vimoe_jax.upcycle.methods import Upcycling
+
+    how, migration = Upcycling(method, samples=samples), Migration(parent.blueprint, arm.blueprint)
+    params, seed, mesh = state.all_params(), arm.config.seed, arm.mesh
+    layouts = convert.plan(migration, how, seed, params, batches, mesh)
+    made = weights.upcycle(migration, dict(params), layouts, how, mesh, seed)
+    return convert.state(migration, state, made, layouts, arm.tx, arm.trainable, mesh)
+
+
+def study(size: Size, seeds: int) -> dict[str, Any]:
+    """Trains all arms of all seeds; returns their curves and sizes."""
+    import jax
+
+    from vimoe_jax.data import prompts
+    from vimoe_jax.data import tokenizer as tokenizer_lib
+
+    records = {split: drawn(split, getattr(size, split)) for split in ("train", "validation")}
+    qa = [one for record in records["train"] for one in record.qa]
+    texts = [
+        t
+        for one in qa
+        for t in (*prompts.all_prompts(one, "plain"), *prompts.all_targets(one, "plain"))
+    ]
+    tokenizer = tokenizer_lib.train_sentencepiece(texts, size.vocab_size)
+    vocab = -(-tokenizer.vocab_size // 64) * 64
+    shape = configuration(size, "dense", 2, 0)
+    train = Pool(records["train"], tokenizer, shape, size.draws)
+    validation = Pool(records["validation"], tokenizer, shape, 1)
+
+    costs = {arm: model_flops_of(size, arm, vocab) for arm in ARMS}
+    budget = size.extra * size.parent_steps * costs["dense"]
+    runs: list[dict[str, Any]] = []
+    for seed in range(seeds):
+        whole = size.parent_steps + round(budget / costs["dense"])
+        parent = Trained(configuration(size, "parent", whole, seed), vocab)
+        parent.start(seed)
+        short = dataclasses.replace(parent.config.train, steps=size.parent_steps)
+        parent.config = dataclasses.replace(parent.config, train=short)
+        before = parent.run(train, validation, 0)
+        print(f"seed {seed}: parent {before[-1]['loss']:.4f}", file=sys.stderr)
+        runs.append({"arm": "parent", "seed": seed, "curve": before})
+        scoring = [
+            train.batch(i, size.batch_size, seed)
+            for i in range(-(-size.samples // size.batch_size))
+        ]
+        for name in ARMS:
+            steps = round(budget / costs[name])
+            own = steps if name == "scratch" else size.parent_steps + steps
+            arm = Trained(configuration(size, name, own, seed), vocab)
+            if name == "scratch":
+                arm.start(seed)
+            elif name == "dense":
+                arm.state = jax.tree.map(lambda x: x.copy(), parent.state)
+            else:
+                copy = jax.tree.map(lambda x: x.copy(), parent.state)
+                arm.state = upcycled(parent, copy, arm, name, scoring, size.samples)
+            first = 0 if name == "scratch" else size.parent_steps
+            curve = arm.run(train, validation, first)
+            sizes = arm.blueprint.num_parameters(), arm.blueprint.num_active_parameters()
+            runs.append(
+                {
+                    "arm": name,
+                    "seed": seed,
+                    "curve": curve,
+                    "parameters": sizes[0],
+                    "active": sizes[1],
+                }
+            )
+            print(
+                f"seed {seed}: {name} {curve[0]['loss']:.4f} -> {curve[-1]['loss']:.4f}",
+                file=sys.stderr,
+            )
+    device = jax.devices()[0].device_kind
+    return {
+        "size": dataclasses.asdict(size),
+        "device": device,
+        "jax": jax.__version__,
+        "runs": runs,
+    }
+
+
+def model_flops_of(size: Size, arm: str, vocab: int) -> float:
+    """FLOPs of an arm's step."""
+    from vimoe_jax.model.blueprint import Blueprint
+
+    c = configuration(size, arm, 2, 0)
+    return model_flops(c, Blueprint.create(c.model, vocab))
+
+
+def report(results: dict[str, Any], folder: Path) -> str:
+    """Writes `upcycling.md` and `upcycling.png`; returns the text."""
+    size, runs = results["size"], results["runs"]
+    seeds = 1 + max(r["seed"] for r in runs)
+    parent = [r["curve"][-1]["loss"] for r in runs if r["arm"] == "parent"]
+    lines = [
+        "# Upcycling on ViScenes",
+        "",
+        f"{size['train']} pictures, width {size['width']}, {size['depth']} layers in tower and "
+        f"decoder, batches of {size['batch_size']}; {results['device']}, JAX {results['jax']}; "
+        f"{seeds} seed(s). Parent after {size['parent_steps']} steps: validation loss {_spread(parent)}. "
+        f"Every arm then gets {size['extra']:g}× the parent's FLOPs.",
+        "",
+        "| arm | parameters | active | steps | seconds | loss at once | at half | at the end "
+        "| accuracy | at equal time |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    own = {arm: [r for r in runs if r["arm"] == arm] for arm in ARMS}
+    # The time in which the fastest arm is done: what every arm has reached by then.
+    limit = min(r["curve"][-1]["seconds"] for arm in ARMS for r in own[arm])
+    for arm in ARMS:
+        curves = [r["curve"] for r in own[arm]]
+        columns = [
+            arm,
+            f"{own[arm][0]['parameters']:,}",
+            f"{own[arm][0]['active']:,}",
+            f"{curves[0][-1]['step']}",
+            f"{statistics.mean(c[-1]['seconds'] for c in curves):.0f}",
+            _spread([c[0]["loss"] for c in curves]),
+            _spread([c[len(c) // 2]["loss"] for c in curves]),
+            _spread([c[-1]["loss"] for c in curves]),
+            _spread([c[-1]["accuracy"] for c in curves]),
+            _spread([_by(c, limit) for c in curves]),
+        ]
+        lines.append(f"| {' | '.join(columns)} |")
+    lines += [
+        "",
+        f"Mean ± standard deviation over seeds. *At equal time*: after {limit:.0f} s of training, "
+        "the fastest arm's. Loss and accuracy are per answer token. What the arms are: "
+        "`benchmarks/upcycling.py`.",
+        "",
+        "![Validation loss over extra FLOPs](upcycling.png)",
+    ]
+    text = "\n".join(lines) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "upcycling.md").write_text(text, encoding="utf-8")
+    _plot(own, folder / "upcycling.png")
+    return text
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.4f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
+
+
+def _by(curve: list[dict[str, float]], seconds: float) -> float:
+    """The loss at a time, between the two points around it."""
+    return float(np.interp(seconds, [p["seconds"] for p in curve], [p["loss"] for p in curve]))
+
+
+def _plot(own: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    for arm, runs in own.items():
+        for axes, unit in ((left, "flops"), (right, "seconds")):
+            x = np.mean([[p[unit] for p in r["curve"]] for r in runs], 0)
+            axes.plot(x, np.mean([[p["loss"] for p in r["curve"]] for r in runs], 0), label=arm)
+    left.set(xlabel="extra FLOPs", ylabel="validation loss", yscale="log")
+    right.set(xlabel="seconds of training")
+    left.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the study, or writes its report, or both."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tiny", action="store_true", help="a shape for testing on a CPU")
+    parser.add_argument("--seeds", type=int, default=0, help="3, with --tiny 1")
+    parser.add_argument("--parent_steps", type=int, help="steps of the dense parent")
+    parser.add_argument("--extra", type=float, help="each arm's FLOPs over the parent's")
+    parser.add_argument("--out", type=Path, help="where the numbers go, as JSON")
+    parser.add_argument(
+        "--read", type=Path, help="numbers of an earlier run, in place of a new one"
+    )
+    parser.add_argument("--report", type=Path, help="folder for upcycling.md and upcycling.png")
+    given = parser.parse_args(argv)
+    if given.read:
+        results = json.loads(given.read.read_text(encoding="utf-8"))
+    else:
+        told = {n: v for n in ("parent_steps", "extra") if (v := getattr(given, n)) is not None}
+        size = dataclasses.replace(TINY if given.tiny else Size(), **told)
+        results = study(size, given.seeds or (1 if given.tiny else 3))
+    if given.out:
+        given.out.write_text(json.dumps(results) + "\n", encoding="utf-8")
+    if given.report:
+        print(report(results, given.report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,106 @@
+"""A dense model's state to an MoE model's, on the mesh: layouts, parameters, optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from vimoe_jax.model.blueprint import Params
+from vimoe_jax.train import state as state_lib
+from vimoe_jax.train.state import TrainState
+from vimoe_jax.upcycle import importance, methods, moments, weights
+from vimoe_jax.upcycle.layers import PARTS, Migration
+from vimoe_jax.upcycle.methods import Upcycling
+
+
+def plan(
+    migration: Migration,
+    how: Upcycling,
+    seed: int,
+    params: Params,
+    batches: list[dict[str, np.ndarray]],
+    mesh: Mesh,
+) -> weights.Layouts:
+    """The layout of every layer that becomes MoE; scores the units first if the method does.
+
+    Args:
+      migration: from the dense model to the new one.
+      how: the method and its numbers.
+      seed: of the units to drop.
+      params: of the dense model, on the mesh.
+      batches: of training data.
+      mesh: of `params`.
+    """
+    chosen = [(part, layer) for part in PARTS for layer in migration.upcycled(part)]
+    scored: dict[str, np.ndarray] = {}
+    if how.method == "importance":
+        paths = {migration.mlp(*where)[0] for where in chosen}
+        scored = importance.scores(migration.old, params, paths, batches, mesh, how.samples)
+    layouts = {}
+    for part, layer in chosen:
+        path, place = migration.mlp(part, layer)
+        own = scored.get(path)
+        layouts[part, layer] = methods.layout(
+            how,
+            migration.options(part),
+            migration.dense_width(part),
+            np.random.default_rng([seed, PARTS.index(part), layer]),
+            own if own is None or place is None else own[place],
+        )
+    return layouts
+
+
+def state(
+    migration: Migration,
+    old: TrainState | None,
+    params: Params,
+    layouts: weights.Layouts,
+    tx: optax.GradientTransformation,
+    trainable: set[str],
+    mesh: Mesh,
+) -> TrainState:
+    """What training goes on from.
+
+    Args:
+      migration: from the dense model to the new one.
+      old: the dense run's state, whose step and moments go over; None to start afresh.
+      params: the new model's parameters, on the mesh.
+      layouts: of every upcycled layer.
+      tx: the new run's optimizer.
+      trainable: names that it trains.
+      mesh: of everything.
+
+    Raises:
+      UserError: an optimizer whose moments cannot be carried over.
+    """
+    where = state_lib.shardings(migration.new, tx, trainable, mesh)
+    mine = {n: p for n, p in params.items() if n in trainable}
+    rest = {n: p for n, p in params.items() if n not in trainable}
+    begun = _begun(params, tx, trainable, where)
+    if old is None:
+        opt_state = jax.jit(tx.init, out_shardings=where.opt_state)(mine)
+    else:
+        shapes = jax.eval_shape(tx.init, mine)
+        moments.check(old.opt_state, "the source's optimizer")
+        moments.check(shapes, "config.optim")
+
+        def move(moment: Params, like: Params) -> Params:
+            return weights.upcycle_moments(migration, dict(moment), layouts, mesh, like)
+
+        opt_state = moments.carry(old.opt_state, shapes, move)
+        begun = begun.replace(step=old.step)
+    return begun.replace(params=mine, frozen=rest, opt_state=opt_state)
+
+
+def _begun(params: Params, tx: Any, trainable: set[str], where: TrainState) -> TrainState:
+    """A state at step 0 without its parameters and optimizer."""
+    left_out = dict(params=None, frozen=None, opt_state=None)
+
+    def create(params: Params) -> TrainState:
+        return state_lib.create(params, tx, trainable).replace(**left_out)
+
+    return jax.jit(create, out_shardings=where.replace(**left_out))(params)
