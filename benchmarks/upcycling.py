@@ -359,7 +359,8 @@ def report(results: dict[str, Any], folder: Path) -> str:
         "",
         f"{size['train']} pictures, width {size['width']}, {size['depth']} layers in tower and "
         f"decoder, batches of {size['batch_size']}; {results['device']}, JAX {results['jax']}; "
-        f"{seeds} seed(s). Parent after {size['parent_steps']} steps: validation loss {_spread(parent)}. "
+        f"{seeds} seed(s). Parent after {size['parent_steps']} steps: validation loss "
+        f"{_spread(parent)}. "
         f"Every arm then gets {size['extra']:g}× the parent's FLOPs.",
         "",
         "| arm | parameters | active | steps | seconds | loss at once | at half | at the end "

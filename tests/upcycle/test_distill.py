@@ -5,10 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tests.model.test_vlm import CONFIGS, VOCAB, random_params, rows
+from vimoe_jax.config import Config, Distill, Optim, Train
 from vimoe_jax.model.blueprint import Blueprint
+from vimoe_jax.parallel.mesh import make_mesh
+from vimoe_jax.train import state as state_lib
+from vimoe_jax.train.step import make_train_step
 from vimoe_jax.upcycle import distill
 
 LENGTHS = [[5, 4, 3], [7], []]
@@ -100,3 +105,19 @@ def test_gradients_reach_the_child_only_and_are_right():
     assert (ahead - behind) / (2 * size) == pytest.approx(slope, rel=2e-2)
     # The connector is taught through X^0.
     assert np.any(mine["connector.w_in"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_step_learns_from_a_parent(accumulate):
+    train = Train(steps=4, batch_size=4, accumulate=accumulate, distill=Distill("DENSE", 2.0))
+    c = Config(model=CONFIGS["moe"], train=train, optim=Optim(learning_rate=1e-2))
+    child, params = made("moe")
+    parent, teacher = made("dense")
+    tx, mesh = optax.sgd(0.0), make_mesh({}, jax.devices()[:1])
+    state = state_lib.create(params, tx, set(params))
+    batch = {n: np.concatenate([x, x[:1]]) for n, x in rows(LENGTHS).items()}
+    step, plain = (jax.jit(make_train_step(c, child, tx, mesh, which)) for which in (parent, None))
+    taught, alone = step(state, batch, teacher)[1], plain(state, batch)[1]
+    assert float(taught.tokens.loss) == pytest.approx(float(alone.tokens.loss), rel=1e-5)
+    assert float(taught.aux_loss) > float(alone.aux_loss) + 0.1
+    assert float(taught.grad_norm) != pytest.approx(float(alone.grad_norm), rel=1e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from vimoe_jax.train import health, optim
 from vimoe_jax.train.health import Health
 from vimoe_jax.train.loss import TokenLoss, cross_entropy
 from vimoe_jax.train.state import TrainState
+from vimoe_jax.upcycle import distill
 
 Batch = dict[str, jax.Array]
 
@@ -31,7 +33,7 @@ class StepMetrics:
     Attributes:
       tokens: loss and right answers, summed over answer tokens.
       text_tokens: text tokens that are not padding.
-      aux_loss: weighted auxiliary losses, summed over layers.
+      aux_loss: weighted auxiliary losses, summed over layers, and the distance from the parent.
       grad_norm: global norm before clipping.
       learning_rate: peak parts' rate of this step.
       moe: the MoE layers' reports by part, summed over microbatches.
@@ -48,30 +50,40 @@ class StepMetrics:
 
 
 def make_train_step(
-    c: Config, blueprint: Blueprint, tx: optax.GradientTransformation, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    c: Config,
+    blueprint: Blueprint,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    parent: Blueprint | None = None,
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The optimizer step, not yet compiled: `jax.jit(step, donate_argnums=0)`.
 
     The loss is the mean over all answer tokens of the global batch, whatever the microbatches hold,
     plus the microbatches' mean auxiliary loss. A step whose loss or gradients are bad changes the
     step number and the health only (`vimoe_jax.train.health`).
+
+    With a `parent` the step takes its parameters as a third argument, and learns from it too
+    (`vimoe_jax.upcycle.distill`).
     """
     schedule = optim.schedule(c.optim, c.train.steps)
     accumulate = c.train.accumulate
 
-    def loss_fn(params: Params, frozen: Params, batch: Batch, scale, key):
+    def loss_fn(params: Params, frozen: Params, batch: Batch, scale, key, teacher):
         model = blueprint.build(blueprint.cast({**params, **frozen}))
-        out = model(batch, key=key)
+        out, distance = distill.taught(model, batch, key, parent, teacher)
         matrix = model.decoder.output_matrix()
         tokens = cross_entropy(out.hidden, matrix, batch["targets"], batch["weights"])
-        loss = tokens.loss * scale + out.aux_loss / accumulate
-        return loss, (tokens, out.aux_loss / accumulate, _mean_losses(out.moe, accumulate))
+        aux_loss = (out.aux_loss + c.train.distill.weight * distance) / accumulate
+        loss = tokens.loss * scale + aux_loss
+        return loss, (tokens, aux_loss, _mean_losses(out.moe, accumulate))
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    def step(
+        state: TrainState, batch: Batch, teacher: Params | None = None
+    ) -> tuple[TrainState, StepMetrics]:
         with use_mesh(mesh):
             key = jax.random.fold_in(jax.random.key(c.seed), state.step)
             scale = 1 / jnp.maximum(batch["weights"].sum(), 1)
-            gradient = jax.grad(loss_fn, has_aux=True)
+            gradient = jax.grad(functools.partial(loss_fn, teacher=teacher), has_aux=True)
 
             def microbatch(total, xs):
                 batch, key = xs

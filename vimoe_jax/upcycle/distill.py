@@ -158,6 +158,24 @@ def parent_states(blueprint: Blueprint, params: Params, batch: Batch) -> States:
     return states
 
 
+def taught(
+    model: VLM, batch: Batch, key: jax.Array, parent: Blueprint | None, params: Params | None
+) -> tuple[Output, Float[Array, ""]]:
+    """The training step's pass: the model's output, and its distance from its parent.
+
+    Args:
+      model: what `Blueprint.build` gave, for this call only.
+      batch: as the model takes it.
+      key: of training.
+      parent: None if there is none: the plain pass, at distance 0.
+      params: the parent's parameters, on the mesh.
+    """
+    if parent is None:
+        return model(batch, key=key), jnp.zeros((), jnp.float32)
+    out, ours = forward(model, batch, key)
+    return out, distance(ours, parent_states(parent, params, batch), batch).total()
+
+
 def load_parent(run: Any) -> tuple[Blueprint, Params] | None:
     """The parent that `config.train.distill` names, on a run's mesh; None if it names none.
 
