@@ -28,6 +28,7 @@ Run again with the same DIR to resume; SIGTERM or Ctrl-C saves and stops.
   --config=FILE           a Python file with get_config(), such as configs/moe_small.py
   --workdir=DIR           where everything is written; runs/NAME-OF-THE-CONFIG if not given
   --config.FIELD=VALUE    overrides a field, for example --config.train.steps=100
+  --stopped_code=N        exit code after a signal, 0 if not given: for whoever starts it again
   --plan                  only says what the run would need of memory, time and network
   --topology=NAME         the devices to plan for, v5p:8x8x4 or h100:8; if not given, this machine's
   --out=FILE.json         where the plan is written as JSON too
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_HELP + "\n".join(describe()))
         return 0 if argv else 2
     words = ["--plan=true" if word == "--plan" else word for word in argv]
-    names = ("config", "workdir", "plan", "topology", "out", *distributed.OPTIONS)
+    names = ("config", "workdir", "stopped_code", "plan", "topology", "out", *distributed.OPTIONS)
     options, overrides = cli.parse(words, names)
     if "config" not in options:
         raise UserError("--config: which config file? (for example --config=configs/moe_small.py)")
@@ -65,12 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("--topology: only with --plan; a run takes the devices that are there")
     if "out" in options:
         raise UserError("--out: only with --plan; a run writes into its --workdir")
+    stopped_code = options.get("stopped_code", "0")
+    if not stopped_code.isdecimal() or int(stopped_code) > 255:
+        raise UserError(f"--stopped_code: must be a number up to 255, not {stopped_code!r}")
     workdir = Path(options.get("workdir") or f"runs/{Path(options['config']).stem}")
     command = f"python -m vimoe_jax.main {shlex.join(argv)}"
-    return _run(config, workdir, command, options)
+    return 0 if _run(config, workdir, command, options) else int(stopped_code)
 
 
-def _run(config, workdir: Path, command: str, options: dict[str, str]) -> int:
+def _run(config, workdir: Path, command: str, options: dict[str, str]) -> bool:
+    """Trains and evaluates; False if a signal came meanwhile."""
     from vimoe_jax.train.guard import Interrupt
 
     with Interrupt() as interrupt:
@@ -81,7 +86,7 @@ def _run(config, workdir: Path, command: str, options: dict[str, str]) -> int:
             return _train(config, workdir, command, interrupt)
 
 
-def _train(config, workdir: Path, command: str, interrupt) -> int:
+def _train(config, workdir: Path, command: str, interrupt) -> bool:
     import jax
 
     from vimoe_jax.evaluate import captions
@@ -100,7 +105,7 @@ def _train(config, workdir: Path, command: str, interrupt) -> int:
     distributed.wait("the end")
     if not finished:
         _say(f"stopped by {interrupt}; to resume: {command}")
-    return 0
+    return finished
 
 
 def _say(text: str) -> None:
