@@ -111,6 +111,11 @@ class SentencePieceTokenizer:
     def __reduce__(self):
         return SentencePieceTokenizer, (self._proto,)
 
+    @property
+    def proto(self) -> bytes:
+        """The model file's bytes."""
+        return self._proto
+
     @classmethod
     def load(cls, path: str | Path) -> SentencePieceTokenizer:
         """Reads a `.model` file.

@@ -68,7 +68,7 @@ def _pieces(tokenizer: SentencePieceTokenizer) -> tuple[list[tuple[str, float]],
     """Pieces and scores in the order of their ids, and the parsed model."""
     from sentencepiece import sentencepiece_model_pb2
 
-    _, (data,) = tokenizer.__reduce__()
+    data = tokenizer.proto
     proto = sentencepiece_model_pb2.ModelProto.FromString(data)
     trainer, cleaning = proto.trainer_spec, proto.normalizer_spec
     found = {
