@@ -109,7 +109,7 @@ def load(
         write_json(temporary / "config.json", schema.to_dict(c))
         (temporary / "config.py").write_text(config_file(c, paths), encoding="utf-8")
         tokenizer.save(temporary)
-        weights.save(params, c, temporary)
+        weights.save(params, temporary)
         os.replace(temporary, workdir)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

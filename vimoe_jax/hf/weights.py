@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import defaultdict
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 
 from vimoe_jax import schema
@@ -22,9 +24,10 @@ from vimoe_jax.hf.readers import Reader
 from vimoe_jax.hf.sources import Source
 from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.parallel.mesh import make_mesh
-from vimoe_jax.train import setup
-from vimoe_jax.train.checkpoint import Checkpoints, load_params
-from vimoe_jax.train.state import TrainState
+from vimoe_jax.train import manifest, setup
+from vimoe_jax.train.checkpoint import load_params
+
+_CHUNK = 1 << 26  # bytes compressed and written as one; so large that malloc gives them back
 
 
 def read(c: Config, given: dict[str, Source], dtype: str) -> Params:
@@ -56,16 +59,37 @@ def read(c: Config, given: dict[str, Source], dtype: str) -> Params:
     return {name: params[name] for name in shapes}
 
 
-def save(params: Params, c: Config, workdir: Path) -> None:
-    """Writes checkpoint 0: parameters alone, with which an optimizer starts afresh."""
-    checkpoints = Checkpoints(workdir / "checkpoints", c.checkpoint)
-    step = jnp.zeros((), jnp.int32)
+def save(params: Params, workdir: Path) -> None:
+    """Writes checkpoint 0: parameters alone, with which an optimizer starts afresh.
+
+    In small pieces, little of which is in memory at once: `Checkpoints` copies everything first, so
+    that training can go on, and needs half as much again.
+    """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax' own account of failures
+    largest = max(p.nbytes for p in params.values())
+    state = {"step": jnp.zeros((), jnp.int32), "params": params, "frozen": {}}
+    pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), state)
+    handlers = {
+        # Less than the largest parameter, and it would never begin.
+        "state": ocp.StandardCheckpointHandler(save_concurrent_gb=1.01 * largest / 1e9 + 0.01),
+        "data": ocp.JsonCheckpointHandler(),
+    }
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    folder = workdir.absolute() / "checkpoints"
     try:
-        state = TrainState(step=step, params=params, frozen={}, opt_state=None, health=None)
-        checkpoints.save(state, {"batches": 0, "seconds": 0.0})
-        checkpoints.wait()
-    finally:
-        checkpoints.close()
+        with ocp.CheckpointManager(folder, options=options, item_handlers=handlers) as manager:
+            manager.save(
+                0,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state, save_args=pieces),
+                    data=ocp.args.JsonSave({"batches": 0, "parameters_only": True}),
+                ),
+            )
+        manifest.write(folder / "0")
+    except OSError as e:
+        raise UserError(f"{e.filename or folder}: {e.strerror or e}") from None
+    except Exception as e:  # TensorStore tells of the file system's errors inside ValueErrors
+        raise UserError(f"{folder}: checkpoint not written: {' '.join(str(e).split())}") from None
 
 
 def _refuse(complaints: list[str]) -> None:
