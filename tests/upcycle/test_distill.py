@@ -1,5 +1,6 @@
 """Distillation: the loss against its formula, its gradient, which states it compares."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from tests.model.test_vlm import CONFIGS, VOCAB, random_params, rows
 from vimoe_jax.config import Config, Distill, Optim, Train
+from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel.mesh import make_mesh
 from vimoe_jax.train import state as state_lib
@@ -109,14 +111,19 @@ def test_gradients_reach_the_child_only_and_are_right():
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_step_learns_from_a_parent(accumulate):
-    train = Train(steps=4, batch_size=4, accumulate=accumulate, distill=Distill("DENSE", 2.0))
-    c = Config(model=CONFIGS["moe"], train=train, optim=Optim(learning_rate=1e-2))
+    train = Train(steps=4, batch_size=4, accumulate=accumulate)
+    alone = Config(model=CONFIGS["moe"], train=train, optim=Optim(learning_rate=1e-2))
+    options = Distill("DENSE", 2.0)
+    c = dataclasses.replace(alone, train=dataclasses.replace(train, distill=options))
     child, params = made("moe")
     parent, teacher = made("dense")
     tx, mesh = optax.sgd(0.0), make_mesh({}, jax.devices()[:1])
     state = state_lib.create(params, tx, set(params))
     batch = {n: np.concatenate([x, x[:1]]) for n, x in rows(LENGTHS).items()}
-    step, plain = (jax.jit(make_train_step(c, child, tx, mesh, which)) for which in (parent, None))
+    step = jax.jit(make_train_step(c, child, tx, mesh, parent))
+    plain = jax.jit(make_train_step(alone, child, tx, mesh))
+    with pytest.raises(UserError, match=r"config\.train\.distill\.parent"):
+        make_train_step(c, child, tx, mesh)
     taught, alone = step(state, batch, teacher)[1], plain(state, batch)[1]
     assert float(taught.tokens.loss) == pytest.approx(float(alone.tokens.loss), rel=1e-5)
     assert float(taught.aux_loss) > float(alone.aux_loss) + 0.1

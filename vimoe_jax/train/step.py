@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from vimoe_jax.config import Config
+from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel.rules import use_mesh
@@ -64,7 +65,12 @@ def make_train_step(
 
     With a `parent` the step takes its parameters as a third argument, and learns from it too
     (`vimoe_jax.upcycle.distill`).
+
+    Raises:
+      UserError: the configuration names a parent that is not given.
     """
+    if c.train.distill.parent and parent is None:
+        raise UserError("config.train.distill.parent: this command learns from no parent")
     schedule = optim.schedule(c.optim, c.train.steps)
     accumulate = c.train.accumulate
 
