@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from tests.faults.damage import example, read, shapes_of, write_two
@@ -104,6 +106,23 @@ def test_checkpoints_of_earlier_versions_have_no_manifest(folder, states):
     for step in states:
         (folder / str(step) / manifest.NAME).unlink()
     assert read(folder, states) == (2, "")
+
+
+def test_checkpoints_of_earlier_versions_have_no_health(folder):
+    state = example(3)
+    old = {n: getattr(state, n) for n in ("step", "params", "frozen", "opt_state")}
+    with ocp.CheckpointManager(folder) as manager:
+        manager.save(
+            3,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(old), data=ocp.args.JsonSave({"batches": 3})
+            ),
+        )
+    checkpoints = Checkpoints(folder, Checkpoint())
+    restored, data = checkpoints.restore(shapes_of(state))
+    checkpoints.close()
+    assert data == {"batches": 3}
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
 def test_no_readable_checkpoint_is_an_error(folder, states):

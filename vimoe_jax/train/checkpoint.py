@@ -1,18 +1,21 @@
 """Checkpoints: asynchronous, newest and best kept, the position in the data inside.
 
 `DIR/checkpoints/STEP/` holds `state` (all arrays of the `TrainState`), `data` (JSON: how many
-batches were consumed) and `manifest.json` (sizes and checksums of all files). A save is atomic: a
-step directory either is whole or does not exist. docs/checkpoints.md has the guarantees.
+batches were consumed, the validation loss if there is one) and `manifest.json` (sizes and checksums
+of all files). A save is atomic: a step directory either is whole or does not exist.
+docs/checkpoints.md has the guarantees.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import json
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,13 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from vimoe_jax.config import Checkpoint
 from vimoe_jax.errors import UserError
-from vimoe_jax.train import manifest
+from vimoe_jax.train import health, manifest
 from vimoe_jax.train.state import TrainState
 
 _METRIC = "val/loss"
 # Where checkpoints go that are not kept: one that is half deleted must not look like one.
 _REMOVED = "removed"
+_UNFINISHED = ocp.path.atomicity.TMP_DIR_SUFFIX
 
 
 class Checkpoints:
@@ -46,28 +50,20 @@ class Checkpoints:
 
     def __init__(self, directory: Path, c: Checkpoint, *, read_only: bool = False):
         self.directory = directory.absolute()
+        self._read_only = read_only
         self._saving = 0
+        self._losses: dict[int, float | None] = {}  # validation losses by step
         # Failures of the background thread come back from `wait` and the next `save`; Orbax also
         # logs them, with a traceback.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        keep: list[Any] = [policies.LatestN(c.keep_last)]
-        if c.keep_best:
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=lambda m: m[_METRIC],
-                    reverse=True,  # ascending quality: the last of the sorted are kept
-                    n=c.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        keep = [policies.LatestN(c.keep_last), _Best(c.keep_best, self._val_loss)]
+        self._sweep()
+        self._sweep(f"*{_UNFINISHED}*")  # what killed runs left half-written
         with _clear_errors(self.directory):
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=policies.AnyPreservationPolicy(keep),
-                    # Without these two, metrics are not written: the policy decides.
-                    best_fn=lambda m: m[_METRIC],
-                    best_mode="min",
                     enable_async_checkpointing=True,
                     # Called in the background, by the first host, before the directory gets its
                     # name: the manifest and the checkpoint come into being together.
@@ -78,22 +74,19 @@ class Checkpoints:
                     ),
                     todelete_subdir=_REMOVED,
                     read_only=read_only,
-                    cleanup_tmp_directories=not read_only,  # what killed runs left half-written
                 ),
             )
-
-        if not read_only:
-            self._sweep()
 
     def _seal(self) -> None:
         """Adds the manifest to the directory that is being written."""
         self._sweep()
-        manifest.write(self.directory / f"{self._saving}{ocp.path.atomicity.TMP_DIR_SUFFIX}")
+        manifest.write(self.directory / f"{self._saving}{_UNFINISHED}")
 
-    def _sweep(self) -> None:
-        """Deletes what is no longer kept."""
-        if jax.process_index() == 0:
-            shutil.rmtree(self.directory / _REMOVED, ignore_errors=True)
+    def _sweep(self, pattern: str = _REMOVED) -> None:
+        """Deletes what is no longer kept, or what matches another pattern."""
+        if jax.process_index() == 0 and not self._read_only:
+            for path in self.directory.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
 
     def save(self, state: TrainState, data: dict[str, int], val_loss: float | None = None) -> None:
         """Starts writing; returns once the arrays are copied off the device.
@@ -112,12 +105,14 @@ class Checkpoints:
         with _clear_errors(self.directory):
             self._manager.wait_until_finished()  # `save` would; `_saving` is still the earlier one
             self._saving = step
+            self._losses[step] = val_loss
+            if val_loss is not None:
+                data = {**data, _METRIC: val_loss}
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data)
                 ),
-                metrics=None if val_loss is None else {_METRIC: val_loss},
             )
 
     def wait(self) -> None:
@@ -135,6 +130,7 @@ class Checkpoints:
         """Waits, and ends the manager's threads."""
         with _clear_errors(self.directory):
             self._manager.close()
+            self._sweep()
 
     def steps(self) -> list[int]:
         """Steps that have a whole checkpoint, ascending."""
@@ -143,8 +139,19 @@ class Checkpoints:
     def best_step(self) -> int | None:
         """The step of lowest validation loss, or the newest if none was measured."""
         steps = self.steps()
-        scored = [(m[_METRIC], s) for s in steps if (m := self._manager.metrics(s))]
+        scored = [(loss, s) for s in steps if (loss := self._val_loss(s)) is not None]
         return min(scored)[1] if scored else (steps[-1] if steps else None)
+
+    def _val_loss(self, step: int) -> float | None:
+        """What was measured at a checkpoint; None if nothing was, or if it is damaged."""
+        # Orbax would keep it too, but one damaged file of its would make all unreadable.
+        if step not in self._losses:
+            try:
+                data = json.loads((self.directory / str(step) / "data/metadata").read_bytes())
+                self._losses[step] = float(data[_METRIC])
+            except (OSError, ValueError, KeyError, TypeError):
+                self._losses[step] = None
+        return self._losses[step]
 
     def restore(
         self, shapes: TrainState, step: int | None = None
@@ -175,20 +182,29 @@ class Checkpoints:
                         f"warning: unreadable checkpoint {message}; using step {s}", file=sys.stderr
                     )
             self._set_aside([n for n in steps if n > s])
-            return restored["state"], restored["data"]
+            return restored
         if broken:
             raise UserError(f"no readable checkpoint: {broken[0]}")
         return None
 
     def _read(self, step: int, shapes: TrainState) -> tuple[Any, str | None]:
-        """A checkpoint's items, or why it cannot be read, the same on all hosts."""
+        """A checkpoint's state and data, or why it cannot be read, the same on all hosts."""
         if fault := self._fault(step):
             return None, fault
-        args = ocp.args.Composite(
-            state=ocp.args.StandardRestore(shapes), data=ocp.args.JsonRestore()
-        )
         try:
-            return self._manager.restore(step, args=args), _agree(None)
+            items = shapes.__dict__
+            if "health" not in _tree(self.directory / str(step) / "state"):  # earlier versions
+                items = {n: item for n, item in items.items() if n != "health"}
+            args = ocp.args.Composite(
+                state=ocp.args.StandardRestore(items), data=ocp.args.JsonRestore()
+            )
+            restored = self._manager.restore(step, args=args)
+            healthy = jax.tree.map(
+                lambda x, s: jax.device_put(x, s.sharding), health.create(), shapes.health
+            )
+            state = TrainState(**{"health": healthy, **restored["state"]})
+            data = {n: v for n, v in restored["data"].items() if n != _METRIC}
+            return (state, data), _agree(None)
         except Exception as e:  # Orbax and TensorStore raise many kinds, some bare
             return None, _agree(_short(e))
 
@@ -207,6 +223,7 @@ class Checkpoints:
             shutil.rmtree(target, ignore_errors=True)
             target.parent.mkdir(exist_ok=True)
             shutil.move(self.directory / str(step), target)
+            self._losses.pop(step, None)
         if steps:
             _agree(None)  # nobody looks before all are moved
             self._manager.reload()
@@ -224,8 +241,8 @@ class Checkpoints:
         if fault := self._fault(step):
             raise UserError(f"{self.directory / str(step)}: {fault}")
         try:
+            found = _tree(path)
             with ocp.PyTreeCheckpointer() as reader:
-                found = reader.metadata(path).item_metadata.tree
                 groups = {
                     g: {n: shapes[n] for n in found.get(g) or {}} for g in ("params", "frozen")
                 }
@@ -245,6 +262,20 @@ class Checkpoints:
         if missing := sorted(set(shapes) - set(params)):
             raise UserError(f"{path}: has no parameter {missing[0]!r} ({len(missing)} missing)")
         return params
+
+
+@dataclasses.dataclass
+class _Best(policies.PreservationPolicy):
+    """Keeps the checkpoints of lowest loss; `loss_of` knows it by step."""
+
+    count: int
+    loss_of: Callable[[int], float | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each checkpoint, whether it is kept."""
+        scored = [(loss, c.step) for c in checkpoints if (loss := self.loss_of(c.step)) is not None]
+        best = {step for _, step in sorted(scored)[: self.count]}
+        return [c.step in best for c in checkpoints]
 
 
 def load_params(
@@ -278,6 +309,12 @@ def load_params(
         return checkpoints.read_params(shapes, step)
     finally:
         checkpoints.close()
+
+
+def _tree(path: Path) -> dict[str, Any]:
+    """What a checkpoint's item holds, without its arrays."""
+    with ocp.PyTreeCheckpointer() as reader:
+        return reader.metadata(path).item_metadata.tree
 
 
 def _agree(fault: str | None) -> str | None:
