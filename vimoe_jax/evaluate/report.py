@@ -19,6 +19,7 @@ from vimoe_jax import cli
 from vimoe_jax.errors import UserError, exit_on_user_error
 from vimoe_jax.evaluate import report_data, report_sections, report_tables
 from vimoe_jax.evaluate.markup import Html, join, number, tag
+from vimoe_jax.evaluate.report_goodput import duration
 from vimoe_jax.evaluate.report_style import CSS, SCRIPT
 
 _HELP = """\
@@ -114,7 +115,7 @@ def _facts(run: report_data.Run) -> list[Html]:
     items = []
     for key, value in {k: run.summary[k] for k in names if k in run.summary}.items():
         if key == "train_seconds" and report_data.finite(value):
-            text = _duration(value)
+            text = duration(value)
         elif "parameters" in key and report_data.finite(value) and value >= 1e6:
             text = f"{value / 1e6:.2f} M" if value < 1e9 else f"{value / 1e9:.2f} B"
         else:
@@ -130,12 +131,6 @@ def _text(value: Any) -> str:
     if report_data.finite(value):
         return number(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours} h {m} min" if hours else f"{m} min {s} s" if m else f"{s} s"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from vimoe_jax.evaluate.charts import (
 from vimoe_jax.evaluate.markup import Html, join, percent, tag
 from vimoe_jax.evaluate.predictions import Prediction
 from vimoe_jax.evaluate.report_data import Run, Split, confusions, gallery, half_width, png, right
+from vimoe_jax.evaluate.report_goodput import goodput
 from vimoe_jax.evaluate.report_tables import layers
 from vimoe_jax.evaluate.report_text import KINDS, moe_meaning
 
@@ -186,7 +187,7 @@ def training(run: Run) -> Html | None:
     if not charts:
         return tag("p", "Nothing was logged yet (metrics.jsonl).", class_="lead")
     text = "Light lines are single steps as logged, strong ones their running mean."
-    return join(tag("p", text, class_="lead"), tag("div", charts, class_="charts"))
+    return join(tag("p", text, class_="lead"), goodput(run), tag("div", charts, class_="charts"))
 
 
 def _moe_charts(run: Run) -> Iterator[Html | None]:

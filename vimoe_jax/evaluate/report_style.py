@@ -55,6 +55,8 @@ i.c1{background:var(--c1)}i.c2{background:var(--c2)}i.c3{background:var(--c3)}
 .barrow.all{padding-bottom:10px;border-bottom:1px solid var(--line)}
 .barhead{font-size:12px;letter-spacing:.06em;text-transform:uppercase;color:var(--soft);
 margin:8px 0 0}
+.timebar{display:flex;height:16px;border-radius:4px;overflow:hidden;background:var(--track)}
+.timebar i{display:block;min-width:1px}
 .legend{display:flex;flex-wrap:wrap;gap:3px 16px;margin:8px 0 0;font-size:13px;color:var(--soft)}
 .legend b{color:var(--ink);font-weight:600;font-variant-numeric:tabular-nums}
 .key{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:6px;

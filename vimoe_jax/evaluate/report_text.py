@@ -102,6 +102,17 @@ _MEANINGS = {
     "train/tokens_per_second": Meaning(
         "Tokens a second", "Image patches and text tokens, without padding.", "score"
     ),
+    "train/data_wait": Meaning(
+        "Data wait", "Share of training's time that went into waiting for batches.", better="↓"
+    ),
+    "train/goodput": Meaning("Goodput", "Share of all wall time so far that went into steps."),
+    "train/skipped_steps": Meaning(
+        "Skipped updates", "Steps whose loss or gradients were bad.", "count", "↓"
+    ),
+    **{
+        f"time/{kind}": Meaning(f"Seconds: {kind}", "Over all resumptions.", "score", "")
+        for kind in ("steps", "compile", "data", "save", "eval", "start", "redone")
+    },
 }
 KINDS = ("image", "question", "answer")  # of token
 _MOE = {
