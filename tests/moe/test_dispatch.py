@@ -1,6 +1,7 @@
 """The dispatchers agree in value and in every gradient."""
 
 import functools
+import math
 
 import hypothesis
 import hypothesis.strategies as st
@@ -11,7 +12,7 @@ import pytest
 from flax import nnx
 from jax.test_util import check_grads
 
-from vimoe_jax.moe import dispatch, routing
+from vimoe_jax.moe import dispatch, exchange, routing
 from vimoe_jax.moe.experts import Experts
 from vimoe_jax.parallel.mesh import make_mesh
 from vimoe_jax.parallel.rules import use_mesh
@@ -197,24 +198,85 @@ def test_gradients_against_finite_differences(name):
     check_grads(f, (x, a.weight, jnp.ones((3, D))), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["gather", "dropless"])
-def test_on_a_mesh_the_same(name):
-    shape = (4, 8, 4)
-    x, gates, valid, ids, weights, target = inputs(7, shape, "swiglu", valid_fraction=0.8)
-    _, (gradients, y) = compiled("top_k", 2, 3, "swiglu", 4)(x, gates, valid, ids, weights, target)[
-        "einsum"
-    ]
-    graph, _ = structure(4, "swiglu")
+def on_a_mesh(name, sizes, args, activation="swiglu", capacity=3, **how):
+    """The gradients and the output that `compiled` gives, of devices that share the work."""
+    x, gates, valid, ids, weights, target = args
+    graph, _ = structure(gates.shape[-1], activation)
+    mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
 
     def loss(x, gates, weights):
-        with use_mesh(make_mesh({"data": 2, "expert": 2}, jax.devices()[:4])):
-            a = assign("top_k", gates, valid, ids, 2, 3)
-            y = dispatch.through_experts(name, a, nnx.merge(graph, weights), x, 4, 3)
+        with use_mesh(mesh):
+            a = assign("top_k", gates, valid, ids, 2, capacity)
+            experts = nnx.merge(graph, weights)
+            y = dispatch.through_experts(name, a, experts, x, gates.shape[-1], capacity, **how)
         return jnp.sum(y * target), y
 
-    close(
-        jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(x, gates, weights), (gradients, y)
-    )
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(x, gates, weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "groups", "sharpness", "factor"),
+    [
+        ("gather", {"data": 2, "expert": 2}, 4, 0.0, 2.0),
+        ("dropless", {"data": 2, "expert": 2}, 4, 0.0, 0.0),  # at once, whatever comes
+        ("dropless", {"expert": 4}, 4, 30.0, 0.5),  # all to one device, in rounds
+        ("dropless", {"fsdp": 2, "expert": 2, "tensor": 2}, 3, 0.0, 0.25),  # a device without group
+        ("dropless", {"fsdp": 2, "tensor": 2}, 3, 0.0, 2.0),  # no exchange
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("activation", ["swiglu", "gelu"])
+def test_on_a_mesh_the_same(name, sizes, groups, sharpness, factor, activation):
+    args = inputs(7, (groups, 20, 4), activation, sharpness, valid_fraction=0.8)
+    expected = compiled("top_k", 2, 20, activation, 4)(*args)["einsum"][1]
+    got = on_a_mesh(name, sizes, args, activation, capacity=20, exchange_factor=factor)
+    close(got, expected)
+
+
+def test_drops_are_honoured_before_an_exchange():
+    args = inputs(3, (4, 9, 4), "swiglu", sharpness=1.0, valid_fraction=0.8)
+    expected = compiled("top_k", 2, 3, "swiglu", 4)(*args)["einsum"][1]
+    close(on_a_mesh("dropless", {"data": 2, "expert": 2}, args), expected)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_pieces_of_their_true_length_give_the_same(monkeypatch, factor):
+    """With `ragged_all_to_all` by its definition, which XLA has not on CPU."""
+
+    def ragged_all_to_all(rows, out, starts, sizes, places, received, *, axis_name):
+        every = functools.partial(jax.lax.all_gather, axis_name=axis_name)
+        me = jax.lax.axis_index(axis_name)
+        rows, starts, sizes, places = every(rows), every(starts), every(sizes), every(places)
+        index = jnp.arange(out.shape[0])
+        for source in range(rows.shape[0]):
+            size, place = sizes[source, me], places[source, me]
+            size = jnp.where(size == received[source], size, -1)  # both sides must agree
+            moved = jnp.roll(rows[source], place - starts[source, me], axis=0)
+            here = (index >= place) & (index < place + size)
+            out = jnp.where(here[:, None], moved, out)
+        return out
+
+    monkeypatch.setattr(jax.lax, "ragged_all_to_all", ragged_all_to_all)
+    monkeypatch.setattr(exchange, "ragged", lambda mesh: True)
+    args = inputs(5, (4, 20, 4), "swiglu", sharpness=2.0, valid_fraction=0.8)
+    expected = compiled("top_k", 2, 20, "swiglu", 4)(*args)["einsum"][1]
+    got = on_a_mesh("dropless", {"expert": 4}, args, capacity=20, exchange_factor=factor)
+    close(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("choices", "devices", "factor", "slots"),
+    [
+        (64, 4, 1.0, 16),
+        (64, 4, 2.0, 32),
+        (64, 4, 0.0, 64),
+        (64, 4, 9.0, 64),
+        (65, 4, 1.0, 24),
+        (3, 4, 1.0, 3),
+    ],
+)
+def test_slots_of_a_round(choices, devices, factor, slots):
+    assert exchange.slots(choices, devices, factor) == slots
 
 
 def test_few_tokens_go_their_own_way_unless_differentiated(monkeypatch):
