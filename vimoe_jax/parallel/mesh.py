@@ -103,7 +103,7 @@ def devices_of_a_host(devices: list[Any]) -> int:
     """Devices that are joined without a network: a process's, or on GPUs a node's."""
     mine = min(collections.Counter(d.process_index for d in devices).values())
     chip = hardware.chip_of(devices[0].device_kind)
-    return max(mine, math.gcd(chip.node, len(devices)) if chip else 1)
+    return max(mine, math.gcd(chip.node, len(devices)) if chip and chip.node else 1)
 
 
 def _divisors(n: int) -> list[int]:
