@@ -82,7 +82,7 @@ def save(params: Params, workdir: Path) -> None:
                 0,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state, save_args=pieces),
-                    data=ocp.args.JsonSave({"batches": 0, "parameters_only": True}),
+                    data=ocp.args.JsonSave({"batches": 0, "seconds": 0.0}),
                 ),
             )
         manifest.write(folder / "0")
