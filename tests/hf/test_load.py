@@ -411,3 +411,25 @@ def test_parameters_lie_as_the_mesh_wants(llava, tmp_path):
     load([folder], tmp_path / "run", [*mesh, ("mesh.expert", str(len(jax.devices()) // 4))])
     _, found = loaded(tmp_path / "run")
     same(found, params)
+
+
+def test_training_begins_from_what_was_loaded(llava, tmp_path, viscenes_dir):
+    """`main` takes checkpoint 0, which has parameters only, and goes on from its own afterwards."""
+    from vimoe_jax import main as job
+
+    folder, params, _ = llava
+    workdir = tmp_path / "run"
+    assert main([f"--source={folder}", f"--workdir={workdir}"]) == 0
+    fields = {
+        "data.dir": viscenes_dir, "data.variant": "tiny", "data.text_length": 64,
+        "train.steps": 2, "train.batch_size": 8, "train.log_every": 1, "checkpoint.every": 1,
+        "optim.warmup_steps": 0, "optim.vision_rate": 0, "eval.every": 0, "eval.at_end": False,
+    }  # fmt: skip
+    options = [f"--config.{name}={value}" for name, value in fields.items()]
+    assert job.main([f"--config={workdir}/config.py", f"--workdir={workdir}", *options]) == 0
+    steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    assert steps[-2:] == [1, 2]
+    trained = load_params(setup.reopen(workdir, []), 2)
+    for name, value in trained.items():
+        same = np.array_equal(value, params[name])
+        assert same == name.startswith("vision."), name  # frozen; all else has moved

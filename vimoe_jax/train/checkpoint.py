@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import shutil
@@ -192,8 +193,10 @@ class Checkpoints:
         if fault := self._fault(step):
             return None, fault
         try:
-            items = shapes.__dict__
-            if "health" not in _tree(self.directory / str(step) / "state"):  # earlier versions
+            items, found = shapes.__dict__, _tree(self.directory / str(step) / "state")
+            if "opt_state" not in found:
+                return self._begun(step, shapes), _agree(None)
+            if "health" not in found:  # earlier versions
                 items = {n: item for n, item in items.items() if n != "health"}
             args = ocp.args.Composite(
                 state=ocp.args.StandardRestore(items), data=ocp.args.JsonRestore()
@@ -207,6 +210,21 @@ class Checkpoints:
             return (state, data), _agree(None)
         except Exception as e:  # Orbax and TensorStore raise many kinds, some bare
             return None, _agree(_short(e))
+
+    def _begun(self, step: int, shapes: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """The state that loaded parameters (`hf.load`) start: all statistics and moments are 0."""
+        params = self.read_params(shapes.all_params(), step)
+        put = functools.partial(jax.tree.map, lambda x, s: jax.device_put(x, s.sharding))
+        state = TrainState(
+            step=put(jnp.zeros((), jnp.int32), shapes.step),
+            params={n: params[n] for n in shapes.params},
+            frozen={n: params[n] for n in shapes.frozen},
+            opt_state=jax.tree.map(
+                lambda s: jnp.zeros(s.shape, s.dtype, device=s.sharding), shapes.opt_state
+            ),
+            health=put(health.create(), shapes.health),
+        )
+        return state, {"batches": 0, "seconds": 0.0}
 
     def _fault(self, step: int) -> str | None:
         """What its manifest says against a checkpoint; each host looks at its share of files."""
