@@ -1,0 +1,94 @@
+"""What the compiled training step sends over which axis."""
+
+import dataclasses
+import math
+
+import jax
+import optax
+import pytest
+
+from tests.model.test_vlm import VOCAB, rows, small
+from vimoe_jax.config import Config, Optim, Train
+from vimoe_jax.model.blueprint import Blueprint
+from vimoe_jax.moe.options import MoEOptions
+from vimoe_jax.parallel.collectives import collectives
+from vimoe_jax.parallel.mesh import make_mesh, to_mesh
+from vimoe_jax.train import optim
+from vimoe_jax.train import state as state_lib
+from vimoe_jax.train.step import make_train_step
+
+# Sizes that nothing else has: F of an expert, and the model's D, 32, of which a row of tokens is.
+MOE = MoEOptions(num_experts=4, group_size=16, mlp_dim=28, placement="every_2")
+SIZES = {"data": 2, "fsdp": 2, "expert": 2}
+WIDTH, PLACES, ROWS = 32, 16, 8
+
+
+def sent(dispatcher, sizes=SIZES, **moe):
+    """The collectives of a step."""
+    moe = dataclasses.replace(MOE, dispatcher=dispatcher, **moe)
+    c = Config(model=small(decoder={"moe": moe}), train=Train(batch_size=ROWS), optim=Optim())
+    mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
+    blueprint, tx = Blueprint.create(c.model, VOCAB), optax.sgd(0.1)
+    trainable = {n for n in blueprint.axes() if optim.rate(c.optim, n) > 0}
+    where = state_lib.shardings(blueprint, tx, trainable, mesh)
+    state = jax.eval_shape(lambda p: state_lib.create(p, tx, trainable), blueprint.abstract(mesh))
+    state = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where
+    )
+    step = jax.jit(make_train_step(c, blueprint, tx, mesh), out_shardings=(where, None))
+    batch = to_mesh(rows([[4, 5]] * ROWS), mesh)
+    return collectives(step.lower(state, batch).compile().as_text(), mesh)
+
+
+@pytest.fixture(scope="module", params=["gather", "dropless"])
+def step(request):
+    return sent(request.param, batch_priority=request.param == "gather")
+
+
+def test_tokens_travel_to_their_experts_by_all_to_all(step):
+    exchanges = [c for c in step if c.kind == "all-to-all"]
+    # There and back, in both passes of the layers' scan: two MoE layers of one pattern.
+    assert len(exchanges) >= 4
+    for c in exchanges:
+        assert c.axes == ("expert",)
+        assert c.in_loop
+        assert c.count == 2
+        assert c.shape[-1] == WIDTH
+
+
+def test_no_experts_weights_are_gathered_over_the_experts_axis(step):
+    gathers = [c for c in step if c.kind == "all-gather" and "expert" in c.axes]
+    # What the devices tell each other before an exchange: how many rows for each expert.
+    assert all(math.prod(c.shape) <= 2 * MOE.num_experts for c in gathers)
+
+
+def test_no_activations_are_gathered_over_data(step):
+    assert not [c for c in step if c.kind == "all-gather" and "data" in c.axes]
+
+
+def test_parameters_are_gathered_layer_by_layer(step):
+    gathers = [c for c in step if c.kind == "all-gather" and c.axes == ("fsdp",)]
+    experts = [c for c in gathers if MOE.mlp_dim in c.shape]
+    assert experts
+    assert all(c.in_loop and c.count == 2 for c in experts)
+    # A device's share of one layer's experts, all of their inputs: never of all layers.
+    most = MOE.num_experts // SIZES["expert"] * WIDTH * 2 * MOE.mlp_dim * 4
+    assert all(c.bytes <= most for c in experts)
+
+
+def test_gradients_of_split_experts_are_summed_once_a_layer(step):
+    """By reduce-scatter, or where XLA has none of a split (on CPU) by all-reduce and a slice."""
+    sums = [
+        c
+        for c in step
+        if c.kind in ("all-reduce", "reduce-scatter")
+        and MOE.mlp_dim in c.shape
+        and len(c.shape) >= 3
+    ]
+    assert {axis for c in sums for axis in c.axes} == {"data", "fsdp"}
+    assert all(c.in_loop for c in sums)
+
+
+def test_without_an_experts_axis_no_token_travels():
+    step = sent("dropless", {"data": 2, "fsdp": 2})
+    assert {c.kind for c in step} <= {"all-gather", "all-reduce", "reduce-scatter"}
