@@ -14,8 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from vimoe_jax.moe.dispatch import MOVED
 from vimoe_jax.parallel.parameters import Buffer
+
+HOST_MEMORY = "pinned_host"  # the kind of memory that `remat="offload"` needs
 
 Segment = tuple[tuple[Hashable, ...], int]  # a unit of kinds, and how often it repeats
 
@@ -108,6 +112,7 @@ class Stack(nnx.Module):
 
             def body(x, xs, graph=graph):
                 state, cache, keys = xs
+                x = checkpoint_name(x, _INPUT)
                 out_caches, out_reports = [], []
                 for j, layer in enumerate(nnx.merge(graph, state)):
                     x, c, r = apply(layer, x, cache[j], None if keys is None else keys[j])
@@ -116,8 +121,7 @@ class Stack(nnx.Module):
                 return x, (out_caches, out_reports)
 
             if self.remat != "none":
-                policy = _keeps if self.remat == "dots" else None
-                body = jax.checkpoint(body, prevent_cse=False, policy=policy)
+                body = jax.checkpoint(body, prevent_cse=False, policy=_policy(self.remat))
             x, (cache, report) = jax.lax.scan(
                 body, x, (state, cache, keys), length=repeats, unroll=self.unroll
             )
@@ -146,6 +150,27 @@ _COSTLY = (
 def _keeps(primitive: Any, *_: Any, **__: Any) -> bool:
     """Whether the backward pass finds this primitive's results kept (`remat="dots"`)."""
     return any(primitive.name.startswith(name) for name in _COSTLY)
+
+
+_INPUT = "layer_input"
+
+
+def _policy(remat: str) -> Callable[..., Any] | None:
+    """What `jax.checkpoint` keeps of a repeat of a segment, besides its input; None for nothing."""
+    policies = jax.checkpoint_policies
+    if remat == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[_INPUT],
+            offload_src="device",
+            offload_dst=HOST_MEMORY,
+        )
+    return {
+        "dots": _keeps,
+        "dots_no_batch": policies.dots_with_no_batch_dims_saveable,
+        "dispatch": policies.save_only_these_names(*MOVED),
+        "full": None,
+    }[remat]
 
 
 def _stacked(make: Callable[[nnx.Rngs], nnx.Module], repeats: int, rngs: nnx.Rngs) -> nnx.Module:

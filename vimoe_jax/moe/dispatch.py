@@ -18,6 +18,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
@@ -25,6 +26,10 @@ from vimoe_jax.moe import exchange, grouped, segments
 from vimoe_jax.moe.experts import Experts
 from vimoe_jax.moe.routing import Assignment
 from vimoe_jax.parallel.rules import TOKEN_AXES, active_mesh, constrain, spec
+
+# Names, for rematerialisation, of what has come to the experts and of what has come back: while
+# these are kept, the backward pass exchanges nothing again.
+MOVED = ("moe_dispatched", "moe_returned")
 
 
 @struct.dataclass
@@ -254,8 +259,9 @@ def through_experts(
     # The pair of constraints around the experts is the all-to-all of expert parallelism.
     buffers = constrain(tokens.to_experts(x), ("group", None, None, None))
     buffers = constrain(buffers, ("expert_group", "experts", None, None))
+    buffers = checkpoint_name(buffers, MOVED[0])
     out = constrain(experts(buffers), ("expert_group", "experts", None, None))
-    out = constrain(out, ("group", None, None, None))
+    out = checkpoint_name(constrain(out, ("group", None, None, None)), MOVED[1])
     return constrain(tokens.from_experts(out), ("group", None, None))
 
 
@@ -352,11 +358,12 @@ def _exchanged(graph, state, assignment, x, num_experts, capacity, factor, ragge
         place = plan.place(row, number)
         choice = _invert(place, devices * slots)
         sent = _dispatch(x, place, choice)[0]
-        rows = plan.send(sent, number).reshape(devices, slots, -1)
+        rows = checkpoint_name(plan.send(sent, number), MOVED[0]).reshape(devices, slots, -1)
         here = num_experts // devices
         tokens = DroplessDispatcher.create(plan.received(number), here, slots, experts.backend())
         out = tokens.run(experts, rows).reshape(devices * slots, -1)
-        return _combine(plan.send(out, number, back=True)[None], weight, place, choice)
+        out = checkpoint_name(plan.send(out, number, back=True), MOVED[1])
+        return _combine(out[None], weight, place, choice)
 
     args = (state, weight, x.reshape(1, -1, x.shape[-1]))
     tables = (row.reshape(1, -1, k), plan)

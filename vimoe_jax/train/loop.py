@@ -12,6 +12,7 @@ import numpy as np
 from vimoe_jax.data import pipeline, sources
 from vimoe_jax.data.records import BadRecord
 from vimoe_jax.errors import UserError
+from vimoe_jax.model.stack import HOST_MEMORY
 from vimoe_jax.parallel import distributed
 from vimoe_jax.parallel.mesh import to_mesh
 from vimoe_jax.progress import Progress
@@ -38,6 +39,8 @@ class Trainer:
     def __init__(self, run: Run, interrupt: Interrupt):
         c = run.config
         self.run, self.config, self.interrupt = run, c, interrupt
+        if c.model.remat == "offload":
+            _check_host_memory()
         axes = run.blueprint.axes()
         trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - run.blueprint.buffers()
         tx = optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)})
@@ -281,6 +284,15 @@ class _Log:
             self.writer.write(step, logged)
         self.progress.show(step, numbers.line(logged))
         self._check(step, metrics.health)
+
+
+def _check_host_memory() -> None:
+    kinds = {m.kind for m in jax.local_devices()[0].addressable_memories()}
+    if HOST_MEMORY not in kinds:
+        raise UserError(
+            f"config.model.remat: 'offload' needs memory of kind {HOST_MEMORY}; this device has "
+            f"{', '.join(sorted(kinds))}"
+        )
 
 
 def _process() -> str:
