@@ -88,7 +88,8 @@ def _run_once(
     if code != -signal.SIGKILL:
         raise AssertionError(text[-2000:])
     counts.kills += 1
-    counts.during_save += runs.half_written(workdir)
+    # Before its first step, what lies there half-written may be of the start before.
+    counts.during_save += " · loss " in text and runs.half_written(workdir)
     whole = runs.steps(workdir)
     for step in whole:
         if not manifest.check(workdir / "checkpoints" / str(step)):
