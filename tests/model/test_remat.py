@@ -1,4 +1,4 @@
-"""Rematerialisation: every policy gives the same gradients; what each keeps and exchanges again."""
+"""Rematerialisation: every policy gives the same gradients; what is exchanged again."""
 
 import dataclasses
 import functools
@@ -54,10 +54,6 @@ def exchanges(*which):
     return [c for c in collectives(gradient.as_text(), mesh) if c.kind.endswith("all-to-all")]
 
 
-def temporaries(*which):
-    return compiled(*which)[0].memory_analysis().temp_size_in_bytes
-
-
 @pytest.mark.parametrize("remat", POLICIES)
 def test_every_policy_gives_the_same_gradients(remat):
     expected, found = grads("moe", "none"), grads("moe", remat)
@@ -74,7 +70,3 @@ def test_what_dispatch_moved_is_not_moved_again(model):
     assert plain > 0
     assert len(exchanges(model, "dispatch", 4)) <= plain
     assert len(exchanges(model, "full", 4)) > plain  # or else this would show nothing
-
-
-def test_keeping_less_takes_less_memory():
-    assert temporaries("moe", "full") < temporaries("moe", "dispatch") < temporaries("moe", "none")
