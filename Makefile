@@ -9,13 +9,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Large pages for XLA's buffers: without them every step on a CPU takes thousands of page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: run test lint bench clean
+.PHONY: run test test-all lint bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m vimoe_jax.data.prepare --dataset=viscenes --data_dir=data
 	$(BIN)/python -m vimoe_jax.main --config=$(CONFIG)
 
 test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
