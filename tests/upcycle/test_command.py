@@ -87,6 +87,16 @@ def test_main_continues_without_a_jump(dense, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+def test_main_learns_from_the_parent(dense, tmp_path):
+    workdir, fields = tmp_path / "moe", (*EXPERTS, STEPS)
+    upcycle(dense, workdir, STEPS)
+    parent = (f"--config.train.distill.parent={dense}", "--config.train.distill.weight=1.0")
+    train(workdir, *fields, "--config.model.decoder.moe.dispatcher=dropless", *parent)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    apart = [r["train/aux_loss"] for r in rows if "train/aux_loss" in r]
+    assert len(apart) == 4 and apart[0] < apart[-1]  # equal at first; then the experts go their way
+
+
 def test_moments_follow_their_units(dense, tmp_path):
     workdir = tmp_path / "moe"
     upcycle(dense, workdir, STEPS, "--method=drop", "--drop_fraction=0.5")

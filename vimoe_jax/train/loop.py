@@ -28,6 +28,7 @@ from vimoe_jax.train.setup import Run
 from vimoe_jax.train.state import TrainState
 from vimoe_jax.train.step import StepMetrics, make_loss_step, make_train_step
 from vimoe_jax.train.watchdog import Watchdog
+from vimoe_jax.upcycle import distill
 
 # What of a batch the compiled step reads; the rest is for the host.
 STEP_KEYS = ("image", "tokens", "targets", "weights", "segments", "positions")
@@ -47,8 +48,9 @@ class Trainer:
         where = state_lib.shardings(run.blueprint, tx, trainable, run.mesh)
         self.checkpoints = Checkpoints(run.workdir / "checkpoints", c.checkpoint)
         self.state, self.position = self._restore_or_init(tx, trainable, where)
+        parent, self._teacher = distill.load_parent(run) or (None, None)
         self._step = jax.jit(
-            make_train_step(c, run.blueprint, tx, run.mesh),
+            make_train_step(c, run.blueprint, tx, run.mesh, parent),
             donate_argnums=0,
             out_shardings=(where, None),
         )
@@ -111,7 +113,7 @@ class Trainer:
             self._note_skipped(batch)
             with meter.clock.spending("compile" if first else "steps"):
                 on_mesh = to_mesh({k: batch[k] for k in STEP_KEYS}, self.run.mesh)
-                self.state, metrics = self._step(self.state, on_mesh)
+                self.state, metrics = self._step(self.state, on_mesh, self._teacher)
                 # One step is queued behind the one that runs, and no more: the host may be late by
                 # a step's time, and its batches do not pile up on the device.
                 jax.block_until_ready(metrics if first else running)
