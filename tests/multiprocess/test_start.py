@@ -1,6 +1,7 @@
 """How processes find each other, and what they say when they do not."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -69,6 +70,23 @@ def test_one_process_needs_nobody():
     with distributed.lead_first("nothing"):
         pass
     assert not Interrupt().agreed()
+
+
+def test_a_second_signal_ends_the_job_but_an_echo_of_the_first_does_not(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.agreed() and str(interrupt) == "SIGTERM"
+        now[0] += 2
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_an_interrupt_is_one_line():
+    process = call(then="raise KeyboardInterrupt")
+    assert_one_line(process, 130, "interrupted; the last checkpoint is whole")
 
 
 def test_any_process_answers_one_call_late():

@@ -270,12 +270,13 @@ def exit_as_one() -> Iterator[None]:
                     _lost()
                 raise
     except BaseException as e:
+        if isinstance(e, KeyboardInterrupt):
+            _say("interrupted; the last checkpoint is whole, and the same command goes on from it")
+            _leave(130)
         if not several() or (isinstance(e, SystemExit) and not e.code):
             raise
         if isinstance(e, SystemExit):
             _leave(e.code if isinstance(e.code, int) else 1)
-        if isinstance(e, KeyboardInterrupt):
-            _leave(130)
         traceback.print_exc()
         _leave(1)
 

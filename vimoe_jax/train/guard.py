@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import signal
+import time
 from types import FrameType
 
 from vimoe_jax.parallel import distributed
+
+# `timeout` and some schedulers signal a process and then its group: two signals that mean one.
+_SAME = 1.0  # seconds
 
 
 class Interrupt:
@@ -17,6 +21,7 @@ class Interrupt:
 
     def __init__(self):
         self.signal: str | None = None
+        self._since = 0.0
         self._before: dict[int, object] = {}
         self._agreed = False
         self._any: distributed.AnyProcess | None = None
@@ -31,9 +36,11 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None:
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number).name, now
+        elif now - self._since > _SAME:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
 
     def agreed(self) -> bool:
         """Whether to stop here; the same answer in every process at the same call.
