@@ -11,6 +11,7 @@ from vimoe_jax.config import Config, Eval, Mesh, Train
 from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel import mesh as mesh_lib
+from vimoe_jax.plan import hardware
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ def test_where_nothing_fits_the_parameters_take_least():
 
 def test_memory_is_the_devices_own_word_then_the_data_sheets():
     assert mesh_lib.memory(Device(memory=5)) == 5
-    assert mesh_lib.memory(Device()) == 95 * 2**30
+    assert mesh_lib.memory(Device()) == hardware.CHIPS["v5p"].memory
     assert mesh_lib.memory(Device(device_kind="abacus")) == 16 * 2**30
 
 

@@ -105,11 +105,14 @@ def test_other_settings_change_what_they_should(tiny):
     found, _, _ = tiny
     by = {a.change: a for a in found.alternatives}
     held = by["model.remat=full"].state
+    assert by["model.remat=offload"].total < by["model.remat=full"].total
     assert by["model.remat=full"].total < by["model.remat=dots"].total < found.needed
     # Parameters and two moments, of four bytes each: two of them become two.
     assert by["optim.moments_dtype=bfloat16"].state == pytest.approx(held * 8 / 12, rel=0.02)
     assert by["mesh.data=1 mesh.fsdp=4"].state < 0.7 * held
     assert by["train.accumulate=2"].total < found.needed
+    together = by["model.remat=full optim.moments_dtype=bfloat16 train.accumulate=2"]
+    assert together.total < min(a.total for a in (by["model.remat=full"], by["train.accumulate=2"]))
 
 
 def test_too_large_for_the_table(tiny):
@@ -131,10 +134,13 @@ def test_too_large_for_the_compiler(monkeypatch, capsys):
     assert "DOES NOT FIT" in text and "1.86 GiB" in text and "model.remat=full" in text
 
 
-def test_needed_bytes_of_the_compilers_message():
-    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 17.50G of 15.75G hbm"
-    assert compiled._needed(message) == 17.5 * 2**30
-    assert compiled._needed("RESOURCE_EXHAUSTED: something else") is None
+def test_bytes_of_the_compilers_message():
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (50.13G) exceeds available HBM (15.75G)."
+    )
+    assert compiled.temporary_bytes(message) == 50.13 * 2**30
+    assert compiled.temporary_bytes("RESOURCE_EXHAUSTED: something else") is None
 
 
 def test_model_flops_by_hand():
@@ -196,11 +202,14 @@ def test_large_models_without_a_large_array(name, size):
     assert less == pytest.approx(8 * split, rel=0.1)  # parameters and first moments
 
 
-@pytest.mark.peer
-@pytest.mark.skipif(
+needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"),
     reason="libtpu is not installed (requirements-plan.txt)",
 )
+
+
+@pytest.mark.peer
+@needs_libtpu
 @pytest.mark.parametrize(("name", "chips"), [("v5e:2x4", 8), ("v5p:2x2x2", 8), ("v6e:2x4", 8)])
 def test_tpus_own_compiler(name, chips):
     found = planner.make(TINY, name, others=False)
@@ -209,3 +218,17 @@ def test_tpus_own_compiler(name, chips):
     assert {"all-to-all", "all-gather"} <= {c.kind for c in found.sent}
     assert found.capacity == topology.parse(name)[0].memory
     assert 0 < found.roofline.mfu_bound < 1
+
+
+@pytest.mark.peer
+@needs_libtpu
+def test_tpus_own_compiler_refuses_what_does_not_fit():
+    c = dataclasses.replace(
+        TINY,
+        model=dataclasses.replace(TINY.model, remat="none"),
+        data=dataclasses.replace(TINY.data, text_length=16384),
+    )
+    found = planner.make(c, "v5e:2x4", others=False)
+    assert found.compiled is None and not found.fits
+    assert found.needed > found.capacity
+    assert "DOES NOT FIT" in report.text(found)

@@ -7,11 +7,11 @@ needs for the time of the step, plus the difference in what the backward pass is
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from vimoe_jax.config import Config
@@ -72,6 +72,7 @@ def alternatives(
         change = f"train.accumulate={2 * c.train.accumulate}"
         yield Alternative(change, state, round(total + less))
     yield from _wider(c, blueprint, sizes, state, total, less)
+    yield _together(c, blueprint, mesh, rows, total - state - saved)
 
 
 def _wider(
@@ -92,6 +93,22 @@ def _wider(
     yield Alternative(change, new, round(total + new - state + less))
 
 
+def _together(c: Config, blueprint: Blueprint, mesh: Mesh, rows: int, rest: float) -> Alternative:
+    """All that needs no other machine, at once: `rest` is neither state nor saved activations."""
+    parts = {
+        "model": dataclasses.replace(c.model, remat="full"),
+        "optim": dataclasses.replace(c.optim, moments_dtype="bfloat16"),
+        "train": dataclasses.replace(c.train, accumulate=c.train.accumulate * rows),
+    }
+    least = dataclasses.replace(c, **parts)
+    state = device_bytes(abstract_state(least, blueprint, mesh))
+    saved = saved_bytes(least, Blueprint.create(least.model, blueprint.vocab_size), 1)
+    change = "model.remat=full optim.moments_dtype=bfloat16"
+    if rows > 1:
+        change += f" train.accumulate={least.train.accumulate}"
+    return Alternative(change, state, round(rest + state + saved))
+
+
 def saved_bytes(c: Config, blueprint: Blueprint, rows: int) -> int:
     """Bytes that the forward pass of `rows` rows on one device leaves to the backward pass."""
     one = AbstractMesh((1, 1, 1, 1), ("data", "fsdp", "expert", "tensor"))
@@ -106,9 +123,9 @@ def saved_bytes(c: Config, blueprint: Blueprint, rows: int) -> int:
 
         return jax.vjp(loss, params)[1]
 
-    arrays = jax.eval_shape(residuals, blueprint.abstract(one), abstract_batch(c, one, rows))
+    traced = jax.make_jaxpr(residuals)(blueprint.abstract(one), abstract_batch(c, one, rows))
     return sum(
-        int(np.prod(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(arrays)
-        if getattr(x.sharding, "memory_kind", None) != "pinned_host"
+        math.prod(x.shape) * x.dtype.itemsize
+        for x in traced.out_avals
+        if x.memory_space != jax.memory.Space.Host  # where `offload` puts them
     )

@@ -127,7 +127,9 @@ def compile_step(c: Config, blueprint: Blueprint, mesh: Mesh) -> Compiled:
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        raise OutOfMemory(str(e), _needed(str(e))) from None
+        temporaries = temporary_bytes(str(e))
+        held = device_bytes(state) + device_bytes(abstract_batch(c, mesh))
+        raise OutOfMemory(str(e), None if temporaries is None else held + temporaries) from None
     done = time.perf_counter()
     memory = program.memory_analysis()
     return Compiled(
@@ -141,7 +143,7 @@ def compile_step(c: Config, blueprint: Blueprint, mesh: Mesh) -> Compiled:
     )
 
 
-def _needed(message: str) -> float | None:
-    """Bytes, of a message such as "Used 17.66G of 15.75G hbm"."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+def temporary_bytes(message: str) -> float | None:
+    """Bytes, of "the total memory required for HLO temporaries (50.13G) exceeds …"."""
+    found = re.search(r"temporaries \(([\d.]+)([KMGT]?)\) exceeds", message)
     return float(found[1]) * 1024 ** " KMGT".index(found[2] or " ") if found else None

@@ -19,7 +19,7 @@ class Chip:
     Attributes:
       name: as `--topology` says it.
       platform: "tpu", "gpu" or "cpu".
-      memory: bytes of device memory.
+      memory: bytes that a program may use: of TPUs, what their compiler says is available.
       flops: bfloat16 FLOP/s.
       hbm: bytes a second between memory and chip.
       link: bytes a second in one direction: of one torus link (TPU), of all NVLinks (GPU).
@@ -46,13 +46,13 @@ CHIPS = {
     for chip in (
         # cloud.google.com/tpu/docs/v4: 275 TFLOP/s, 32 GiB, 1.2 TB/s; links of "How to Scale Your
         # Model", jax-ml.github.io/scaling-book/tpus, in one direction.
-        Chip("v4", "tpu", 32 * _GIB, 275 * _TFLOPS, 1228 * _GB, 45 * _GB, wraps=4),
+        Chip("v4", "tpu", 30.75 * _GIB, 275 * _TFLOPS, 1228 * _GB, 45 * _GB, wraps=4),
         # cloud.google.com/tpu/docs/v5p: 459 TFLOP/s, 95 GB, 2765 GB/s, 3-D torus
-        Chip("v5p", "tpu", 95 * _GIB, 459 * _TFLOPS, 2765 * _GB, 90 * _GB, wraps=4),
+        Chip("v5p", "tpu", 95.74 * _GIB, 459 * _TFLOPS, 2765 * _GB, 90 * _GB, wraps=4),
         # cloud.google.com/tpu/docs/v5e: 197 TFLOP/s, 16 GB, 819 GB/s, 2-D torus of 16x16
-        Chip("v5e", "tpu", 16 * _GIB, 197 * _TFLOPS, 819 * _GB, 45 * _GB, wraps=16),
+        Chip("v5e", "tpu", 15.75 * _GIB, 197 * _TFLOPS, 819 * _GB, 45 * _GB, wraps=16),
         # cloud.google.com/tpu/docs/v6e: 918 TFLOP/s, 32 GB, 1640 GB/s, 2-D torus of 16x16
-        Chip("v6e", "tpu", 32 * _GIB, 918 * _TFLOPS, 1640 * _GB, 90 * _GB, wraps=16),
+        Chip("v6e", "tpu", 31.25 * _GIB, 918 * _TFLOPS, 1640 * _GB, 90 * _GB, wraps=16),
         # NVIDIA A100 80GB SXM data sheet: NVLink 600 GB/s in both directions; DGX A100: eight
         # 200 Gbit/s adapters for eight GPUs
         Chip("a100", "gpu", 80e9, 312 * _TFLOPS, 2039 * _GB, 300 * _GB, 25 * _GB, 8),

@@ -197,12 +197,12 @@ def _network(p: Plan) -> Iterator[str]:
 def _other_settings(p: Plan) -> Iterator[str]:
     if not p.alternatives:
         return
-    yield "other settings, estimated             state       total    change"
+    yield "other settings, estimated: GiB of state, of all, change"
     for a in p.alternatives:
-        state, total = (f"{n / GIB:8.2f}" for n in (a.state, a.total))
-        change = f"{(a.total - (p.needed or 0)) / GIB:+9.2f}" if p.needed else ""
+        change = f"{(a.total - p.needed) / GIB:+9.2f}" if p.needed else ""
         fits = ""
-        if p.capacity is not None and p.needed is not None:
-            fits = "" if a.total <= p.capacity else "   does not fit"
-            fits = "   would fit" if not p.fits and not fits else fits
-        yield f"  {a.change:<35}{state}    {total} {change} GiB{fits}"
+        if p.capacity is not None and p.needed is not None and not p.fits:
+            fits = "   would fit" if a.total <= p.capacity else "   nor would this"
+        elif p.capacity is not None and p.needed is not None and a.total > p.capacity:
+            fits = "   does not fit"
+        yield f"  {a.state / GIB:8.2f} {a.total / GIB:8.2f} {change}  {a.change}{fits}"
