@@ -340,24 +340,12 @@ def make_step(c: Config, mesh: Any) -> Callable[[Any], Any]:
     import jax
 
     from vimoe_jax.model.blueprint import Blueprint
-    from vimoe_jax.train import optim
-    from vimoe_jax.train import state as state_lib
-    from vimoe_jax.train.step import make_train_step
+    from vimoe_jax.train.program import Program
 
-    blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
-    axes = blueprint.axes()
-    trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - blueprint.buffers()
-    tx = optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)})
-    where = state_lib.shardings(blueprint, tx, trainable, mesh)
-
-    def create(key: jax.Array) -> state_lib.TrainState:
-        return state_lib.create(blueprint.init(key), tx, trainable)
-
+    program = Program.create(c, Blueprint.create(c.model, c.model.decoder.vocab_size), mesh)
     # A generator that compiles fast: which random weights these are does not matter.
-    state = jax.jit(create, out_shardings=where)(jax.random.key(c.seed, impl="unsafe_rbg"))
-    compiled = jax.jit(
-        make_train_step(c, blueprint, tx, mesh), donate_argnums=0, out_shardings=(where, None)
-    )
+    state = program.init(jax.random.key(c.seed, impl="unsafe_rbg"))
+    compiled = program.step()
 
     def step(batch: Any) -> Any:
         nonlocal state

@@ -50,19 +50,14 @@ def stepper(rows: int, questions: int, tokens: int) -> Callable[[], Any]:
     from vimoe_jax import config
     from vimoe_jax.model.blueprint import Blueprint
     from vimoe_jax.parallel.mesh import make_mesh, to_mesh
-    from vimoe_jax.train import optim
-    from vimoe_jax.train import state as state_lib
-    from vimoe_jax.train.step import make_train_step
+    from vimoe_jax.train.program import Program
 
     c = config.load(CONFIG)
     c = dataclasses.replace(c, train=dataclasses.replace(c.train, batch_size=rows))
     mesh, blueprint = make_mesh({}, jax.devices()[:1]), Blueprint.create(c.model, VOCAB)
-    axes = blueprint.axes()
-    trainable = set(axes) - blueprint.buffers()
-    tx = optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)})
-    state = state_lib.create(blueprint.init(jax.random.key(0)), tx, trainable)
+    program = Program.create(c, blueprint, mesh)
+    state, step = program.init(jax.random.key(0)), program.step()
     inputs = to_mesh(batch(rows, questions, tokens, c.model.image_size), mesh)
-    step = jax.jit(make_train_step(c, blueprint, tx, mesh), donate_argnums=0)
 
     def call() -> Any:
         nonlocal state

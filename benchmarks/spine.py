@@ -37,34 +37,20 @@ def first_step_seconds() -> str:
 def compile_seconds(depth: int) -> float:
     """Tracing and compiling the step of moe_small with this many decoder layers, scanned."""
     import jax
-    import jax.numpy as jnp
 
     from vimoe_jax import config
     from vimoe_jax.model.blueprint import Blueprint
     from vimoe_jax.parallel.mesh import make_mesh
-    from vimoe_jax.train import optim
-    from vimoe_jax.train import state as state_lib
-    from vimoe_jax.train.step import make_train_step
+    from vimoe_jax.plan.compiled import abstract_batch
+    from vimoe_jax.train.program import Program
 
     c = config.load(CONFIG)
     decoder = dataclasses.replace(c.model.decoder, depth=depth)
     c = dataclasses.replace(c, model=dataclasses.replace(c.model, decoder=decoder, unroll=1))
     blueprint, mesh = Blueprint.create(c.model, 640), make_mesh({}, jax.devices()[:1])
-    axes = blueprint.axes()
-    tx = optim.make(c.optim, c.train.steps, axes)
-    params = {n: jax.ShapeDtypeStruct(s, jnp.float32) for n, s in blueprint.shapes().items()}
-    state = jax.eval_shape(lambda p: state_lib.create(p, tx, set(axes)), params)
-    b, s, size = c.train.batch_size, c.data.text_length, c.model.image_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8),
-        "weights": jax.ShapeDtypeStruct((b, s), jnp.float32),
-    } | {
-        n: jax.ShapeDtypeStruct((b, s), jnp.int32)
-        for n in ("tokens", "targets", "segments", "positions")
-    }
-    step = jax.jit(make_train_step(c, blueprint, tx, mesh), donate_argnums=0)
+    program = Program.create(c, blueprint, mesh)
     start = time.monotonic()
-    step.lower(state, batch).compile()
+    program.step().lower(program.abstract(), abstract_batch(c, mesh)).compile()
     return time.monotonic() - start
 
 

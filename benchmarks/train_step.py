@@ -9,15 +9,9 @@ token weighed. All parameters are trained by AdamW: float32 master weights, grad
 bfloat16 products. It is the project's own step: blueprint, loss, optimizer, one compiled function.
 
 The share of the peak (MFU) is model FLOPs a second over what an 8192³ bfloat16 product reaches on
-the same device in the same process. Model FLOPs of a step, for B rows of P patches and S tokens:
-
-  6·B·(P·(tower + connector) + (P + S)·decoder + S·V·D)      6 = 2 forward + 4 backward
-  + 12·B·(P²·L_tower·D_tower + (P + S)²·L·H·N / 2)           scores and their sums, half if causal
-
-where tower, connector and decoder count the entries of the matrices that one token is multiplied
-by: K of E experts, all of the router; no norms, biases, positions or look-ups. Choices that an
-expert had no room for still count, so the share of them stands beside it. What is computed again
-(`--remat`) does not count.
+the same device in the same process. Model FLOPs are those of `vimoe_jax.plan.model_flops`: what is
+computed again (`--remat`) does not count. Choices that an expert had no room for still count, so
+the share of them stands beside it.
 
 Every variant runs in a process of its own, so that its peak of memory is its own.
 """
@@ -42,7 +36,6 @@ if TYPE_CHECKING:
     import jax
 
     from vimoe_jax.config import Config
-    from vimoe_jax.model.blueprint import Blueprint
     from vimoe_jax.train.step import StepMetrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,32 +103,6 @@ def configuration(v: Variant) -> Config:
     return config.resolve(c.to_dict())
 
 
-def model_flops(c: Config, blueprint: Blueprint) -> float:
-    """FLOPs of a step by the formula above."""
-    from vimoe_jax.train import optim
-
-    vision, decoder = c.model.vision, c.model.decoder
-    patches = (c.model.image_size // c.model.patch_size) ** 2
-    text = c.data.text_length
-    tokens = {"vision": patches, "connector": patches, "decoder": patches + text}
-    axes, entries = blueprint.axes(), 0.0  # entries met, over all tokens of a row
-    for name, shape in blueprint.shapes().items():
-        part = name.split(".")[0]
-        met = math.prod(shape)
-        if name in ("decoder.embedding", "decoder.head"):
-            continue
-        if name == "vision.positions" or optim.is_bias(name) or not optim.decays(axes[name]):
-            continue
-        if ".experts." in name:
-            options = getattr(c.model, part).moe
-            met *= options.experts_per_token / options.num_experts
-        entries += met * tokens[part]
-    entries += text * blueprint.vocab_size * decoder.width
-    scores = patches**2 * vision.depth * vision.width
-    scores += (patches + text) ** 2 * decoder.depth * decoder.num_heads * decoder.head_dim / 2
-    return c.train.batch_size * (6 * entries + 12 * scores)
-
-
 def random_batch(c: Config, vocab: int) -> dict[str, Any]:
     """What a step reads: every text token has a weight, one segment a row."""
     import numpy as np
@@ -186,29 +153,18 @@ def measure(v: Variant) -> dict[str, Any]:
 
     from vimoe_jax.model.blueprint import Blueprint
     from vimoe_jax.parallel.mesh import make_mesh, to_mesh
-    from vimoe_jax.train import optim
-    from vimoe_jax.train import state as state_lib
-    from vimoe_jax.train.step import make_train_step
+    from vimoe_jax.plan.model_flops import model_flops
+    from vimoe_jax.train.program import Program
 
     c, device = configuration(v), jax.devices()[0]
     mesh = make_mesh({}, [device])
     blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
-    axes = blueprint.axes()
-    trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - blueprint.buffers()
-    tx = optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)})
-    where = state_lib.shardings(blueprint, tx, trainable, mesh)
-
-    def create(key: jax.Array) -> state_lib.TrainState:
-        return state_lib.create(blueprint.init(key), tx, trainable)
-
+    program = Program.create(c, blueprint, mesh)
     # A generator that compiles fast: which random weights these are does not matter.
-    state = jax.jit(create, out_shardings=where)(jax.random.key(c.seed, impl="unsafe_rbg"))
+    state = program.init(jax.random.key(c.seed, impl="unsafe_rbg"))
     batch = to_mesh(random_batch(c, blueprint.vocab_size), mesh)
     start = time.perf_counter()
-    step = jax.jit(
-        make_train_step(c, blueprint, tx, mesh), donate_argnums=0, out_shardings=(where, None)
-    )
-    step = step.lower(state, batch).compile()
+    step = program.step().lower(state, batch).compile()
     compile_s = time.perf_counter() - start
 
     metrics: StepMetrics | None = None
@@ -318,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help="gather, einsum or dropless; each is a variant")  # fmt: skip
     parser.add_argument("--capacity", nargs="+", type=float, default=[default.capacity],
                         help="capacity factors; each is a variant")  # fmt: skip
-    parser.add_argument("--remat", choices=["none", "dots", "full"], default=default.remat)
+    parser.add_argument("--remat", default=default.remat, help="model.remat, by name")
     parser.add_argument("--unroll", type=int, default=default.unroll)
     parser.add_argument("--steps", type=int, default=default.steps, help="timed, at least")
     parser.add_argument("--batch", type=int, default=default.batch)

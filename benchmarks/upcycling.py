@@ -35,8 +35,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.train_step import model_flops
-
 if TYPE_CHECKING:
     from vimoe_jax.config import Config
     from vimoe_jax.data.records import Record
@@ -183,21 +181,14 @@ class Trained:
 
         from vimoe_jax.model.blueprint import Blueprint
         from vimoe_jax.parallel.mesh import make_mesh
-        from vimoe_jax.train import optim
-        from vimoe_jax.train import state as state_lib
-        from vimoe_jax.train.step import make_loss_step, make_train_step
+        from vimoe_jax.plan.model_flops import model_flops
+        from vimoe_jax.train.program import Program
+        from vimoe_jax.train.step import make_loss_step
 
         self.config, self.blueprint = c, Blueprint.create(c.model, vocab)
         self.mesh = make_mesh({}, jax.devices()[:1])
-        axes = self.blueprint.axes()
-        self.trainable = set(axes) - self.blueprint.buffers()
-        self.tx = optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(self.trainable)})
-        self._create = lambda key: state_lib.create(
-            self.blueprint.init(key), self.tx, self.trainable
-        )
-        self._step = jax.jit(
-            make_train_step(c, self.blueprint, self.tx, self.mesh), donate_argnums=0
-        )
+        self.program = Program.create(c, self.blueprint, self.mesh)
+        self._step = self.program.step()
         self._loss = jax.jit(make_loss_step(self.blueprint, self.mesh))
         self.flops = model_flops(c, self.blueprint)
         self.state: Any = None
@@ -206,7 +197,7 @@ class Trained:
         """Random parameters."""
         import jax
 
-        self.state = jax.jit(self._create)(jax.random.key(seed))
+        self.state = self.program.init(jax.random.key(seed))
 
     def run(self, pool: Pool, validation: Pool, first: int) -> list[dict[str, float]]:
         """Trains from its state's step to the configured last one; returns the curve.
@@ -266,7 +257,7 @@ def upcycled(parent: Trained, state: Any, arm: Trained, method: str, batches: An
     params, seed, mesh = state.all_params(), arm.config.seed, arm.mesh
     layouts = convert.plan(migration, how, seed, params, batches, mesh)
     made = weights.upcycle(migration, dict(params), layouts, how, mesh, seed)
-    return convert.state(migration, state, made, layouts, arm.tx, arm.trainable, mesh)
+    return convert.state(migration, state, made, layouts, arm.program)
 
 
 def study(size: Size, seeds: int) -> dict[str, Any]:
@@ -344,6 +335,7 @@ def study(size: Size, seeds: int) -> dict[str, Any]:
 def model_flops_of(size: Size, arm: str, vocab: int) -> float:
     """FLOPs of an arm's step."""
     from vimoe_jax.model.blueprint import Blueprint
+    from vimoe_jax.plan.model_flops import model_flops
 
     c = configuration(size, arm, 2, 0)
     return model_flops(c, Blueprint.create(c.model, vocab))

@@ -102,7 +102,10 @@ class _Job:
             code = self._attempt()
             if code in (0, 2) or self._signals:
                 return code
-            print(f"launch: a process ended with {code}", file=sys.stderr, flush=True)
+            for i, process in enumerate(self._processes):
+                if process.returncode:
+                    ended = f"launch: process {i} ended with {process.returncode}"
+                    print(ended, file=sys.stderr, flush=True)
             if attempt < max_restarts:
                 time.sleep(min(2**attempt, 60))  # what is wrong may need time to pass
                 print(f"launch: start {attempt + 2}", file=sys.stderr, flush=True)
@@ -117,7 +120,7 @@ class _Job:
                 process.send_signal(number)
 
     def _attempt(self) -> int:
-        """Starts all processes; returns the first code that is not 0, else 0."""
+        """Starts all processes; returns 2 if one ended so, else the first code that is not 0."""
         env = os.environ.copy()
         if self._devices:
             count = f"--xla_force_host_platform_device_count={self._devices}"
@@ -147,17 +150,16 @@ class _Job:
 
     def _wait(self) -> int:
         """Waits for all; after a failure, only for a while."""
-        first, deadline = 0, float("inf")
+        deadline = float("inf")
         while running := [p for p in self._processes if p.poll() is None]:
-            failed = [p.returncode for p in self._processes if p.returncode]
-            if failed and not first:
-                first, deadline = failed[0], time.monotonic() + _GRACE
+            if deadline == float("inf") and any(p.returncode for p in self._processes):
+                deadline = time.monotonic() + _GRACE
             if time.monotonic() > deadline:
                 for process in running:
                     process.kill()
             time.sleep(0.1)
         codes = [p.returncode for p in self._processes if p.returncode]
-        return first or (codes[0] if codes else 0)
+        return 2 if 2 in codes else next(iter(codes), 0)
 
 
 def _show(process: subprocess.Popen, log: BinaryIO) -> None:

@@ -6,7 +6,6 @@ import math
 import pytest
 
 from benchmarks import train_step
-from vimoe_jax.model.blueprint import Blueprint
 
 B, P, S = 2, 16, 6  # rows, patches, text tokens
 
@@ -31,23 +30,6 @@ def test_train_step_prints_sensible_numbers(monkeypatch, capsys, tmp_path, model
     assert "tokens/s" in head and "MFU" in head
     assert line.startswith(record["name"]) and f"{record['ms']:.1f}" in line
     assert "model TFLOP a step" in summary
-
-
-@pytest.mark.parametrize("model", ["dense", "moe"])
-def test_model_flops_are_those_counted_by_hand(model):
-    variant = train_step.Variant(model, tiny=True, batch=B, text=S)
-    c = train_step.configuration(variant)
-    blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
-    d, n = 32, 16  # width, head width; 4 query heads, 2 of keys and values
-    mlp, attention = 3 * d * 64, d * n * (4 + 2 + 2 + 4)
-    layers = 4 * (attention + mlp)
-    if model == "moe":  # two of four layers: two experts for one MLP, and a router
-        layers += 2 * (mlp + 8 * d)
-    tower = 8 * 8 * 3 * 48 + 2 * (4 * 48 * 48 + 2 * 48 * 96)
-    connector = 48 * d + d * d
-    products = P * (tower + connector) + (P + S) * layers + S * 128 * d
-    scores = P**2 * 2 * 48 + (P + S) ** 2 * 4 * 4 * n / 2
-    assert train_step.model_flops(c, blueprint) == B * (6 * products + 12 * scores)
 
 
 def test_variants_have_names_of_their_own():

@@ -177,7 +177,7 @@ def test_a_killed_process_ends_the_others_and_the_launcher_starts_all_again(one,
     assert launcher.returncode == 0, output
     lost = [line for line in output.splitlines() if line.startswith("error: another process")]
     assert len(lost) == 1 and "Traceback" not in output
-    assert "launch: a process ended with -9" in output
+    assert "launch: process 1 ended with -9" in output
     assert "resuming at step" in output
     assert_same_run(one, workdir)
     assert (workdir / "logs/process-1.log").exists()

@@ -13,9 +13,7 @@ from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions
 from vimoe_jax.parallel.collectives import collectives
 from vimoe_jax.parallel.mesh import make_mesh, to_mesh
-from vimoe_jax.train import optim
-from vimoe_jax.train import state as state_lib
-from vimoe_jax.train.step import make_train_step
+from vimoe_jax.train.program import Program
 
 # Sizes that nothing else has: F of an expert, and the model's D, 32, of which a row of tokens is.
 MOE = MoEOptions(num_experts=4, group_size=16, mlp_dim=28, placement="every_2")
@@ -28,16 +26,10 @@ def sent(dispatcher, sizes=SIZES, **moe):
     moe = dataclasses.replace(MOE, dispatcher=dispatcher, **moe)
     c = Config(model=small(decoder={"moe": moe}), train=Train(batch_size=ROWS), optim=Optim())
     mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
-    blueprint, tx = Blueprint.create(c.model, VOCAB), optax.sgd(0.1)
-    trainable = {n for n in blueprint.axes() if optim.rate(c.optim, n) > 0}
-    where = state_lib.shardings(blueprint, tx, trainable, mesh)
-    state = jax.eval_shape(lambda p: state_lib.create(p, tx, trainable), blueprint.abstract(mesh))
-    state = jax.tree.map(
-        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, where
-    )
-    step = jax.jit(make_train_step(c, blueprint, tx, mesh), out_shardings=(where, None))
+    program = Program.create(c, Blueprint.create(c.model, VOCAB), mesh, optax.sgd(0.1))
     batch = to_mesh(rows([[4, 5]] * ROWS), mesh)
-    return collectives(step.lower(state, batch).compile().as_text(), mesh)
+    step = program.step().lower(program.abstract(), batch)
+    return collectives(step.compile().as_text(), mesh)
 
 
 @pytest.fixture(scope="module", params=["gather", "dropless"])

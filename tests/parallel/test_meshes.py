@@ -17,8 +17,7 @@ from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions
 from vimoe_jax.parallel import rules
 from vimoe_jax.parallel.mesh import make_mesh, to_mesh
-from vimoe_jax.train import optim
-from vimoe_jax.train import state as state_lib
+from vimoe_jax.train.program import Program
 from vimoe_jax.train.step import make_loss_step, make_train_step
 
 # Rows of uneven length, one without text; 128 tokens a step of the decoder, so that groups of 10
@@ -81,13 +80,13 @@ def numbers(name, sizes):
     """Metrics of a step, parameters less gradients after it, the validation loss before it."""
     c = Config(model=MODELS[name], train=Train(steps=10, batch_size=8), optim=Optim(warmup_steps=2))
     mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
-    blueprint, tx = Blueprint.create(c.model, VOCAB), optax.sgd(1.0)
-    trainable = {n for n in blueprint.axes() if optim.rate(c.optim, n) > 0} - blueprint.buffers()
-    where = state_lib.shardings(blueprint, tx, trainable, mesh)
-    step, loss = make_train_step(c, blueprint, tx, mesh), make_loss_step(blueprint, mesh)
+    blueprint = Blueprint.create(c.model, VOCAB)
+    program = Program.create(c, blueprint, mesh, optax.sgd(1.0))
+    step = make_train_step(c, blueprint, program.tx, mesh)
+    loss = make_loss_step(blueprint, mesh)
 
     def both(params, batch):
-        state = jax.lax.with_sharding_constraint(state_lib.create(params, tx, trainable), where)
+        state = jax.lax.with_sharding_constraint(program.state(params), program.shardings)
         return *step(state, batch), loss(params, batch)
 
     params = jax.device_put(random_params(blueprint), blueprint.shardings(mesh))

@@ -18,6 +18,7 @@ from vimoe_jax.parallel.mesh import make_mesh
 from vimoe_jax.plan import alternatives, compiled, planner, report, topology
 from vimoe_jax.plan.hardware import CHIPS
 from vimoe_jax.plan.model_flops import model_flops
+from vimoe_jax.train.program import Program
 
 TINY = Config(
     model=Model(
@@ -65,7 +66,7 @@ def test_state_is_the_arguments(tiny):
     found, _, _ = tiny
     blueprint = Blueprint.create(TINY.model, 128)
     mesh = make_mesh({"data": 2, "fsdp": 2, "expert": 2}, jax.devices())
-    held = compiled.device_bytes(compiled.abstract_state(TINY, blueprint, mesh))
+    held = compiled.device_bytes(Program.create(TINY, blueprint, mesh).abstract())
     batch = compiled.device_bytes(compiled.abstract_batch(TINY, mesh))
     assert held + batch <= found.compiled.arguments < 1.1 * (held + batch) + 4096
 
@@ -192,13 +193,13 @@ def test_large_models_without_a_large_array(name, size):
     sizes = dataclasses.asdict(c.mesh)
     axes = ("data", "fsdp", "expert", "tensor")
     mesh = jax.sharding.AbstractMesh(tuple(sizes[a] for a in axes), axes)
-    held = compiled.device_bytes(compiled.abstract_state(c, blueprint, mesh))
+    held = compiled.device_bytes(Program.create(c, blueprint, mesh).abstract())
     shapes = blueprint.shapes()
     experts = sum(math.prod(s) for n, s in shapes.items() if ".experts." in n)
     split = experts / mesh.size + (blueprint.num_parameters() - experts) / sizes["fsdp"]
     assert held == pytest.approx(12 * split, rel=0.03)
     other = dataclasses.replace(c, optim=dataclasses.replace(c.optim, name="adafactor"))
-    less = compiled.device_bytes(compiled.abstract_state(other, blueprint, mesh))
+    less = compiled.device_bytes(Program.create(other, blueprint, mesh).abstract())
     assert less == pytest.approx(8 * split, rel=0.1)  # parameters and first moments
 
 

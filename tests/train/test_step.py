@@ -14,8 +14,8 @@ from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel.mesh import make_mesh, to_mesh
 from vimoe_jax.train import loss as loss_lib
 from vimoe_jax.train import optim
-from vimoe_jax.train import state as state_lib
-from vimoe_jax.train.step import make_loss_step, make_train_step
+from vimoe_jax.train.program import Program
+from vimoe_jax.train.step import make_loss_step
 
 ROWS = [[5, 4, 3], [7, 5], [12], [6, 6], [4], [3, 3, 3, 3], [], [8, 4]]
 
@@ -36,18 +36,9 @@ def run(c, mesh_sizes=None, devices=1, steps=3, tx=None):
     """Losses of a few steps and the final parameters."""
     mesh = make_mesh(mesh_sizes or {}, jax.devices()[:devices])
     blueprint = Blueprint.create(c.model, VOCAB)
-    axes = blueprint.axes()
-    trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - blueprint.buffers()
-    tx = tx or optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)})
-    where = state_lib.shardings(blueprint, tx, trainable, mesh)
-
-    def create(params):
-        return state_lib.create(params, tx, trainable)
-
-    state = jax.jit(create, out_shardings=where)(random_params(blueprint))
-    step = jax.jit(
-        make_train_step(c, blueprint, tx, mesh), donate_argnums=0, out_shardings=(where, None)
-    )
+    program = Program.create(c, blueprint, mesh, tx)
+    state = jax.jit(program.state, out_shardings=program.shardings)(random_params(blueprint))
+    step = program.step()
     batch = to_mesh(rows(ROWS), mesh)
     metrics = []
     for _ in range(steps):

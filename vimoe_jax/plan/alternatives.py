@@ -16,8 +16,9 @@ from jax.sharding import AbstractMesh, Mesh
 
 from vimoe_jax.config import Config
 from vimoe_jax.model.blueprint import Blueprint
-from vimoe_jax.plan.compiled import abstract_batch, abstract_state, device_bytes
+from vimoe_jax.plan.compiled import abstract_batch, device_bytes
 from vimoe_jax.train.loss import cross_entropy
+from vimoe_jax.train.program import Program
 
 REMAT = ("none", "dots", "dots_no_batch", "dispatch", "full", "offload")
 OPTIM = {"moments_dtype": ("float32", "bfloat16"), "name": ("adamw", "adafactor")}
@@ -50,7 +51,7 @@ def alternatives(
       total: bytes a device that it needs.
     """
     sizes = dict(mesh.shape)
-    state = device_bytes(abstract_state(c, blueprint, mesh))
+    state = device_bytes(Program.create(c, blueprint, mesh).abstract())
     rows = max(1, c.train.batch_size // c.train.accumulate * sizes["tensor"] // mesh.size)
     saved = saved_bytes(c, blueprint, rows)
 
@@ -65,7 +66,7 @@ def alternatives(
             if value == getattr(c.optim, field):
                 continue
             other = dataclasses.replace(c, optim=dataclasses.replace(c.optim, **{field: value}))
-            new = device_bytes(abstract_state(other, blueprint, mesh))
+            new = device_bytes(Program.create(other, blueprint, mesh).abstract())
             yield Alternative(f"optim.{field}={value}", new, round(total + new - state))
     less = saved_bytes(c, blueprint, rows // 2) - saved if rows % 2 == 0 else 0
     if less:
@@ -89,7 +90,7 @@ def _wider(
     else:
         change = f"mesh.fsdp={wide['fsdp']}, twice the devices"
     mesh = AbstractMesh(tuple(wide.values()), tuple(wide))
-    new = device_bytes(abstract_state(c, blueprint, mesh))
+    new = device_bytes(Program.create(c, blueprint, mesh).abstract())
     yield Alternative(change, new, round(total + new - state + less))
 
 
@@ -101,7 +102,7 @@ def _together(c: Config, blueprint: Blueprint, mesh: Mesh, rows: int, rest: floa
         "train": dataclasses.replace(c.train, accumulate=c.train.accumulate * rows),
     }
     least = dataclasses.replace(c, **parts)
-    state = device_bytes(abstract_state(least, blueprint, mesh))
+    state = device_bytes(Program.create(least, blueprint, mesh).abstract())
     saved = saved_bytes(least, Blueprint.create(least.model, blueprint.vocab_size), 1)
     change = "model.remat=full optim.moments_dtype=bfloat16"
     if rows > 1:

@@ -9,15 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from vimoe_jax.config import Config
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel import rules
-from vimoe_jax.train import optim
-from vimoe_jax.train import state as state_lib
-from vimoe_jax.train.step import make_train_step
+from vimoe_jax.train.program import Program
 
 AnyMesh = Mesh | AbstractMesh
 
@@ -58,27 +55,6 @@ class Compiled:
         return self.arguments + self.temporaries + self.outputs + self.code
 
 
-def optimizer(c: Config, blueprint: Blueprint) -> tuple[optax.GradientTransformation, set[str]]:
-    """The optimizer and the names of the parameters that it trains, as in `Trainer`."""
-    axes = blueprint.axes()
-    trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - blueprint.buffers()
-    return optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)}), trainable
-
-
-def abstract_state(c: Config, blueprint: Blueprint, mesh: AnyMesh) -> state_lib.TrainState:
-    """Shape, dtype and sharding of everything that training changes; no array is made."""
-    tx, trainable = optimizer(c, blueprint)
-    where = state_lib.shardings(blueprint, tx, trainable, mesh)
-    shapes = jax.eval_shape(
-        lambda params: state_lib.create(params, tx, trainable), blueprint.abstract(mesh)
-    )
-    return jax.tree.map(_placed, shapes, where)
-
-
-def _placed(x: jax.ShapeDtypeStruct, where: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-
-
 def abstract_batch(c: Config, mesh: AnyMesh, rows: int | None = None) -> dict[str, Any]:
     """Shape, dtype and sharding of what a step reads, of `rows` rows if not the whole batch."""
     rows, text, size = rows or c.train.batch_size, c.data.text_length, c.model.image_size
@@ -113,17 +89,13 @@ def compile_step(c: Config, blueprint: Blueprint, mesh: Mesh) -> Compiled:
     Raises:
       OutOfMemory: the compiler knows the devices' memory, and it is too small.
     """
-    tx, _ = optimizer(c, blueprint)
-    state = abstract_state(c, blueprint, mesh)
-    where = jax.tree.map(lambda x: x.sharding, state)
-    step = jax.jit(
-        make_train_step(c, blueprint, tx, mesh), donate_argnums=0, out_shardings=(where, None)
-    )
+    program = Program.create(c, blueprint, mesh)
+    state = program.abstract()
     start = time.perf_counter()
-    lowered = step.lower(state, abstract_batch(c, mesh))
+    lowered = program.step().lower(state, abstract_batch(c, mesh))
     traced = time.perf_counter()
     try:
-        program = lowered.compile()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
@@ -131,9 +103,9 @@ def compile_step(c: Config, blueprint: Blueprint, mesh: Mesh) -> Compiled:
         held = device_bytes(state) + device_bytes(abstract_batch(c, mesh))
         raise OutOfMemory(str(e), None if temporaries is None else held + temporaries) from None
     done = time.perf_counter()
-    memory = program.memory_analysis()
+    memory = compiled.memory_analysis()
     return Compiled(
-        text=program.as_text(),
+        text=compiled.as_text(),
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,

@@ -16,19 +16,17 @@ from vimoe_jax.model.stack import HOST_MEMORY
 from vimoe_jax.parallel import distributed
 from vimoe_jax.parallel.mesh import to_mesh
 from vimoe_jax.progress import Progress
+from vimoe_jax.train import distill, numbers
 from vimoe_jax.train import health as health_lib
-from vimoe_jax.train import numbers, optim
-from vimoe_jax.train import state as state_lib
 from vimoe_jax.train.checkpoint import Checkpoints
 from vimoe_jax.train.guard import Interrupt
 from vimoe_jax.train.health import Health
 from vimoe_jax.train.log import MetricWriter
 from vimoe_jax.train.meter import Meter, since_process_start
+from vimoe_jax.train.program import Program
 from vimoe_jax.train.setup import Run
-from vimoe_jax.train.state import TrainState
-from vimoe_jax.train.step import StepMetrics, make_loss_step, make_train_step
+from vimoe_jax.train.step import StepMetrics, make_loss_step
 from vimoe_jax.train.watchdog import Watchdog
-from vimoe_jax.upcycle import distill
 
 # What of a batch the compiled step reads; the rest is for the host.
 STEP_KEYS = ("image", "tokens", "targets", "weights", "segments", "positions")
@@ -42,38 +40,17 @@ class Trainer:
         self.run, self.config, self.interrupt = run, c, interrupt
         if c.model.remat == "offload":
             _check_host_memory()
-        axes = run.blueprint.axes()
-        trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - run.blueprint.buffers()
-        tx = optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)})
-        where = state_lib.shardings(run.blueprint, tx, trainable, run.mesh)
+        program = Program.create(c, run.blueprint, run.mesh)
         self.checkpoints = Checkpoints(run.workdir / "checkpoints", c.checkpoint)
-        self.state, self.position = self._restore_or_init(tx, trainable, where)
+        restored = self.checkpoints.restore(program.abstract())
+        if restored is None:
+            restored = program.init(jax.random.key(c.seed)), {"batches": 0, "seconds": 0.0}
+        self.state, self.position = restored
         parent, self._teacher = distill.load_parent(run) or (None, None)
-        self._step = jax.jit(
-            make_train_step(c, run.blueprint, tx, run.mesh, parent),
-            donate_argnums=0,
-            out_shardings=(where, None),
-        )
+        self._step = program.step(parent)
         self._val_step = jax.jit(make_loss_step(run.blueprint, run.mesh))
         self._val_batches: list[dict[str, np.ndarray]] | None = None
         self._skipped: dict[int, str] = {}
-
-    def _restore_or_init(self, tx, trainable, where) -> tuple[TrainState, dict[str, Any]]:
-        """A checkpoint if there is one, else random parameters."""
-
-        def create(key: jax.Array) -> TrainState:
-            return state_lib.create(self.run.blueprint.init(key), tx, trainable)
-
-        key = jax.random.key(self.config.seed)
-        shapes = jax.tree.map(
-            lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at),
-            jax.eval_shape(create, key),
-            where,
-        )
-        restored = self.checkpoints.restore(shapes)
-        if restored is not None:
-            return restored
-        return jax.jit(create, out_shardings=where)(key), {"batches": 0, "seconds": 0.0}
 
     def train(self) -> bool:
         """Runs to the last step; False if a signal stopped it (the state is saved then).

@@ -18,11 +18,10 @@ from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel.rules import use_mesh
-from vimoe_jax.train import health, optim
+from vimoe_jax.train import distill, health, optim
 from vimoe_jax.train.health import Health
 from vimoe_jax.train.loss import TokenLoss, cross_entropy
 from vimoe_jax.train.state import TrainState
-from vimoe_jax.upcycle import distill
 
 Batch = dict[str, jax.Array]
 
@@ -64,7 +63,7 @@ def make_train_step(
     step number and the health only (`vimoe_jax.train.health`).
 
     With a `parent` the step takes its parameters as a third argument, and learns from it too
-    (`vimoe_jax.upcycle.distill`).
+    (`vimoe_jax.train.distill`).
 
     Raises:
       UserError: the configuration names a parent that is not given.

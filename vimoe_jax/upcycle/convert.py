@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from vimoe_jax.model.blueprint import Params
-from vimoe_jax.train import state as state_lib
+from vimoe_jax.train.program import Program
 from vimoe_jax.train.state import TrainState
 from vimoe_jax.upcycle import importance, methods, moments, weights
 from vimoe_jax.upcycle.layers import PARTS, Migration
@@ -59,9 +56,7 @@ def state(
     old: TrainState | None,
     params: Params,
     layouts: weights.Layouts,
-    tx: optax.GradientTransformation,
-    trainable: set[str],
-    mesh: Mesh,
+    program: Program,
 ) -> TrainState:
     """What training goes on from.
 
@@ -70,37 +65,34 @@ def state(
       old: the dense run's state, whose step and moments go over; None to start afresh.
       params: the new model's parameters, on the mesh.
       layouts: of every upcycled layer.
-      tx: the new run's optimizer.
-      trainable: names that it trains.
-      mesh: of everything.
+      program: the new run's, on the mesh of everything.
 
     Raises:
       UserError: an optimizer whose moments cannot be carried over.
     """
-    where = state_lib.shardings(migration.new, tx, trainable, mesh)
-    mine = {n: p for n, p in params.items() if n in trainable}
-    rest = {n: p for n, p in params.items() if n not in trainable}
-    begun = _begun(params, tx, trainable, where)
+    mine = {n: p for n, p in params.items() if n in program.trainable}
+    rest = {n: p for n, p in params.items() if n not in program.trainable}
+    begun = _begun(params, program)
     if old is None:
-        opt_state = jax.jit(tx.init, out_shardings=where.opt_state)(mine)
+        opt_state = jax.jit(program.tx.init, out_shardings=program.shardings.opt_state)(mine)
     else:
-        shapes = jax.eval_shape(tx.init, mine)
+        shapes = jax.eval_shape(program.tx.init, mine)
         moments.check(old.opt_state, "the source's optimizer")
         moments.check(shapes, "config.optim")
 
         def move(moment: Params, like: Params) -> Params:
-            return weights.upcycle_moments(migration, dict(moment), layouts, mesh, like)
+            return weights.upcycle_moments(migration, dict(moment), layouts, program.mesh, like)
 
         opt_state = moments.carry(old.opt_state, shapes, move)
         begun = begun.replace(step=old.step)
     return begun.replace(params=mine, frozen=rest, opt_state=opt_state)
 
 
-def _begun(params: Params, tx: Any, trainable: set[str], where: TrainState) -> TrainState:
+def _begun(params: Params, program: Program) -> TrainState:
     """A state at step 0 without its parameters and optimizer."""
     left_out = dict(params=None, frozen=None, opt_state=None)
 
     def create(params: Params) -> TrainState:
-        return state_lib.create(params, tx, trainable).replace(**left_out)
+        return program.state(params).replace(**left_out)
 
-    return jax.jit(create, out_shardings=where.replace(**left_out))(params)
+    return jax.jit(create, out_shardings=program.shardings.replace(**left_out))(params)

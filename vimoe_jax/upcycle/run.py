@@ -10,16 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from vimoe_jax.config import Config
 from vimoe_jax.errors import UserError
-from vimoe_jax.model.blueprint import Params
 from vimoe_jax.parallel.mesh import to_mesh
-from vimoe_jax.train import optim, setup
-from vimoe_jax.train import state as state_lib
+from vimoe_jax.train import setup
 from vimoe_jax.train.checkpoint import Checkpoints
 from vimoe_jax.train.loop import fixed_batches
+from vimoe_jax.train.program import Program
 from vimoe_jax.train.setup import Run
 from vimoe_jax.train.state import TrainState
 from vimoe_jax.upcycle import convert, drift, methods, moments, weights
@@ -91,12 +89,11 @@ def _convert(
             f"config.model.decoder.vocab_size: {migration.new.vocab_size}, but the source has "
             f"{migration.old.vocab_size}"
         )
-    old_tx, old_trainable = _optimizer(old)
-    new_tx, new_trainable = _optimizer(new)
-    shapes = _shapes(old, old_tx, old_trainable, mesh)
+    shapes = Program.create(old.config, old.blueprint, mesh).abstract()
+    program = Program.create(new.config, new.blueprint, mesh)
     if not fresh:
         moments.check(shapes.opt_state, "the source's optimizer")
-        moments.check(_shapes(new, new_tx, new_trainable, mesh).opt_state, "config.optim")
+        moments.check(program.abstract().opt_state, "config.optim")
     state, data = _restore(old, shapes, step)
     params = state.all_params()
     state = state.replace(params={}, frozen={})  # arrays are let go as they are used up
@@ -109,9 +106,7 @@ def _convert(
 
     made = weights.upcycle(migration, params, layouts, how, mesh, seed)
     report = _report(old, new, migration, how, step, made, before, batch)
-    state = convert.state(
-        migration, None if fresh else state, made, layouts, new_tx, new_trainable, mesh
-    )
+    state = convert.state(migration, None if fresh else state, made, layouts, program)
     position = {"batches": _position(old.config, new.config, data), "seconds": 0.0}
     checkpoints = Checkpoints(new.workdir / "checkpoints", new.config.checkpoint)
     try:
@@ -152,26 +147,6 @@ def _reasons(migration: Migration, how: Upcycling, train: bool) -> Iterator[str]
             options, width = migration.options(part), migration.dense_width(part)
             for reason in methods.preserves(how, options, width, train=train):
                 yield f"{part}: {reason}"
-
-
-def _optimizer(run: Run) -> tuple[Any, set[str]]:
-    """A run's optimizer and the names it trains, as the training loop makes them."""
-    c, axes = run.config, run.blueprint.axes()
-    trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - run.blueprint.buffers()
-    return optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)}), trainable
-
-
-def _shapes(run: Run, tx: Any, trainable: set[str], mesh: Mesh) -> TrainState:
-    """A run's state as shapes with their places on a mesh."""
-
-    def create(params: Params) -> TrainState:
-        return state_lib.create(params, tx, trainable)
-
-    return jax.tree.map(
-        lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at),
-        jax.eval_shape(create, run.blueprint.abstract(mesh)),
-        state_lib.shardings(run.blueprint, tx, trainable, mesh),
-    )
 
 
 def _step(source: Path, c: Config, step: int | None) -> int:

@@ -14,9 +14,9 @@ from vimoe_jax.config import Config, Distill, Optim, Train
 from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel.mesh import make_mesh
+from vimoe_jax.train import distill
 from vimoe_jax.train import state as state_lib
 from vimoe_jax.train.step import make_train_step
-from vimoe_jax.upcycle import distill
 
 LENGTHS = [[5, 4, 3], [7], []]
 
