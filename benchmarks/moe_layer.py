@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks import profiling
 from vimoe_jax import host
 from vimoe_jax.moe.block import MoE
 from vimoe_jax.moe.options import MoEOptions
@@ -170,26 +171,10 @@ def layer_table(shape: dict[str, Any], dtype: jnp.dtype, args: argparse.Namespac
 
 def profile(name: str, call: Callable, *args: Any, calls: int = 5) -> None:
     """Prints where a call's time goes, by kernel."""
-    import tempfile
-
-    jax.block_until_ready(call(*args))
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for _ in range(calls):
-                jax.block_until_ready(call(*args))
-        (path,) = Path(folder).rglob("*.xplane.pb")
-        data = jax.profiler.ProfileData.from_file(str(path))
-        total: dict[str, float] = {}
-        for plane in data.planes:
-            if "GPU" not in plane.name:
-                continue
-            for line in plane.lines:
-                if "Stream" in line.name:
-                    for event in line.events:
-                        total[event.name] = total.get(event.name, 0) + event.duration_ns
-    print(f"\n{name}: {sum(total.values()) / calls / 1e6:.3f} ms on the device")
-    for kernel, ns in sorted(total.items(), key=lambda item: -item[1])[:45]:
-        print(f"  {ns / calls / 1e6:7.3f} ms  {kernel[:110]}")
+    found = profiling.kernels(lambda: call(*args), calls)
+    print(f"\n{name}: {sum(ms for *_, ms in found):.3f} ms on the device")
+    for kernel, _, ms in found[:45]:
+        print(f"  {ms:7.3f} ms  {kernel[:110]}")
 
 
 def growth(args: argparse.Namespace, dtype: jnp.dtype) -> list[dict]:

@@ -67,6 +67,7 @@ class Variant:
     batch: int = 32
     text: int = 60
     tiny: bool = False
+    profile: bool = False
     overrides: tuple[tuple[str, str], ...] = ()
 
     def name(self) -> str:
@@ -151,6 +152,7 @@ def measure(v: Variant) -> dict[str, Any]:
     """Compiles the step of a variant, runs and times it on the first device."""
     import jax
 
+    from benchmarks import profiling
     from vimoe_jax.model.blueprint import Blueprint
     from vimoe_jax.parallel.mesh import make_mesh, to_mesh
     from vimoe_jax.plan.model_flops import model_flops
@@ -179,6 +181,15 @@ def measure(v: Variant) -> dict[str, Any]:
     seconds = statistics.median(seconds_each(call, max(1, math.ceil(v.steps / ROUND)), ROUND))
     last = jax.device_get(metrics)
     stats, memory = device.memory_stats() or {}, step.memory_analysis()
+    scopes = []
+    if v.profile:
+        found = profiling.kernels(call)
+        scopes = profiling.by_scope(found, step.as_text())
+        print(f"{v.name()}: {sum(ms for *_, ms in found):.2f} ms on the device", file=sys.stderr)
+        for name, ms in scopes:
+            print(f"  {ms:8.3f} ms  {name}", file=sys.stderr)
+        for kernel, op, ms in found[:40]:
+            print(f"  {ms:8.3f} ms  {op[:40]:40}  {kernel[:70]}", file=sys.stderr)
     state = batch = metrics = None  # the product below needs no neighbours
     flops, peak = model_flops(c, blueprint), matmul_peak(device, 256 if v.tiny else 8192)
     rows, patches = c.train.batch_size, (c.model.image_size // c.model.patch_size) ** 2
@@ -196,6 +207,7 @@ def measure(v: Variant) -> dict[str, Any]:
         "compile_s": compile_s,
         "params": blueprint.num_parameters(),
         "active_params": blueprint.num_active_parameters(),
+        "scopes": scopes,
         "loss": [float(m.tokens.loss / m.tokens.weight) for m in (first, last)],
     }
     if v.model == "moe":
@@ -283,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help="of the configuration: model.decoder.moe.group_size=512")  # fmt: skip
     parser.add_argument("--peers", action="store_true", help="Hugging Face's LLaVA as well")
     parser.add_argument("--tiny", action="store_true", help="a shape for testing on a CPU")
+    parser.add_argument("--profile", action="store_true", help="where a step's time goes")
     parser.add_argument("--timeout", type=float, default=400, help="seconds a variant may take")
     parser.add_argument("--out", type=Path, help="a JSON file for the records")
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -291,7 +304,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(measure(Variant(**json.loads(a.one)))))
         return
 
-    same = {n: getattr(a, n) for n in ("remat", "unroll", "steps", "batch", "text", "tiny")}
+    same = {
+        n: getattr(a, n) for n in ("remat", "unroll", "steps", "batch", "text", "tiny", "profile")
+    }
     same["overrides"] = tuple(pair.partition("=")[::2] for pair in a.set)
     variants = []
     for model in a.model:

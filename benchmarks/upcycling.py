@@ -1,7 +1,8 @@
 """Dense continued, MoE from scratch, MoE upcycled: validation loss for the same extra FLOPs.
 
-python -m benchmarks.upcycling [--seeds=3] [--parent_steps=4000] [--extra=1.0] --out=o.json
-python -m benchmarks.upcycling --report=docs/results --read=o.json
+python -m benchmarks.upcycling [--parent_steps=4000] [--extra=1.0] --out=o.json
+python -m benchmarks.upcycling --seeds 2 --out=o2.json                 # one seed of three alone
+python -m benchmarks.upcycling --report=docs/results --read o01.json o2.json
 python -m benchmarks.upcycling --tiny --out=/tmp/o.json --report=/tmp        # a CPU, two minutes
 
 For each seed a dense model is trained on ViScenes for `--parent_steps`. Then every arm gets
@@ -25,11 +26,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +51,8 @@ POINTS = 10  # validations of an arm
 class Size:
     """How much is drawn and trained."""
 
-    train: int = 6000
-    validation: int = 300
+    train: int = 24_000
+    validation: int = 512
     draws: int = 8  # rows made of each picture: questions and wordings differ
     vocab_size: int = 600
     text_length: int = 112
@@ -66,15 +70,15 @@ TINY = Size(
 )  # fmt: skip
 
 
-def drawn(split: str, count: int) -> list[Record]:
-    """The first pictures of a split of ViScenes, as the dataset's builder draws them."""
+def drawn(split: str, numbers: Iterable[int]) -> list[Record]:
+    """Pictures of a split of ViScenes by their numbers, as the dataset's builder draws them."""
     import io
 
     from vimoe_jax.data.datasets.viscenes import asking, covers, scenes
     from vimoe_jax.data.records import QA, Record
 
     records = []
-    for index in range(count):
+    for index in numbers:
         rng = np.random.default_rng([0, ("train", "validation").index(split), index])
         if rng.random() >= 0.75:
             item, task = covers.sample(rng), "ocr_vqa"
@@ -93,6 +97,13 @@ def drawn(split: str, count: int) -> list[Record]:
         ]
         records.append(Record(name, png.getvalue(), tuple(qa)))
     return records
+
+
+def drawn_apart(split: str, count: int) -> list[Record]:
+    """The first pictures of a split, drawn by as many processes as there are cores."""
+    chunks = [range(i, min(i + 250, count)) for i in range(0, count, 250)]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        return [r for part in pool.map(drawn, itertools.repeat(split), chunks) for r in part]
 
 
 class Pool:
@@ -260,14 +271,20 @@ def upcycled(parent: Trained, state: Any, arm: Trained, method: str, batches: An
     return convert.state(migration, state, made, layouts, arm.program)
 
 
-def study(size: Size, seeds: int) -> dict[str, Any]:
-    """Trains all arms of all seeds; returns their curves and sizes."""
+def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], None]) -> None:
+    """Trains all arms of all seeds.
+
+    Args:
+      size: of pictures, model and training.
+      seeds: of parameters and of the order of pictures.
+      save: gets all curves and sizes after each seed.
+    """
     import jax
 
     from vimoe_jax.data import prompts
     from vimoe_jax.data import tokenizer as tokenizer_lib
 
-    records = {split: drawn(split, getattr(size, split)) for split in ("train", "validation")}
+    records = {split: drawn_apart(split, getattr(size, split)) for split in ("train", "validation")}
     qa = [one for record in records["train"] for one in record.qa]
     texts = [
         t
@@ -283,7 +300,7 @@ def study(size: Size, seeds: int) -> dict[str, Any]:
     costs = {arm: model_flops_of(size, arm, vocab) for arm in ARMS}
     budget = size.extra * size.parent_steps * costs["dense"]
     runs: list[dict[str, Any]] = []
-    for seed in range(seeds):
+    for seed in seeds:
         whole = size.parent_steps + round(budget / costs["dense"])
         parent = Trained(configuration(size, "parent", whole, seed), vocab)
         parent.start(seed)
@@ -323,13 +340,14 @@ def study(size: Size, seeds: int) -> dict[str, Any]:
                 f"seed {seed}: {name} {curve[0]['loss']:.4f} -> {curve[-1]['loss']:.4f}",
                 file=sys.stderr,
             )
-    device = jax.devices()[0].device_kind
-    return {
-        "size": dataclasses.asdict(size),
-        "device": device,
-        "jax": jax.__version__,
-        "runs": runs,
-    }
+        save(
+            {
+                "size": dataclasses.asdict(size),
+                "device": jax.devices()[0].device_kind,
+                "jax": jax.__version__,
+                "runs": runs,
+            }
+        )
 
 
 def model_flops_of(size: Size, arm: str, vocab: int) -> float:
@@ -341,10 +359,22 @@ def model_flops_of(size: Size, arm: str, vocab: int) -> float:
     return model_flops(c, Blueprint.create(c.model, vocab))
 
 
+def merged(read: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One study of several's seeds, which must be of one size, device and version."""
+    first = read[0]
+    for other in read[1:]:
+        if any(other[key] != first[key] for key in ("size", "device", "jax")):
+            raise SystemExit("--read: the files are of different sizes, devices or versions")
+    runs = [run for one in read for run in one["runs"]]
+    if len({(r["arm"], r["seed"]) for r in runs}) < len(runs):
+        raise SystemExit("--read: a seed is in more than one file")
+    return first | {"runs": runs}
+
+
 def report(results: dict[str, Any], folder: Path) -> str:
     """Writes `upcycling.md` and `upcycling.png`; returns the text."""
     size, runs = results["size"], results["runs"]
-    seeds = 1 + max(r["seed"] for r in runs)
+    seeds = len({r["seed"] for r in runs})
     parent = [r["curve"][-1]["loss"] for r in runs if r["arm"] == "parent"]
     lines = [
         "# Upcycling on ViScenes",
@@ -424,23 +454,29 @@ def main(argv: Sequence[str]) -> int:
     """Runs the study, or writes its report, or both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a shape for testing on a CPU")
-    parser.add_argument("--seeds", type=int, default=0, help="3, with --tiny 1")
+    parser.add_argument("--seeds", type=int, nargs="+", help="0 1 2, with --tiny 0")
     parser.add_argument("--parent_steps", type=int, help="steps of the dense parent")
     parser.add_argument("--extra", type=float, help="each arm's FLOPs over the parent's")
     parser.add_argument("--out", type=Path, help="where the numbers go, as JSON")
     parser.add_argument(
-        "--read", type=Path, help="numbers of an earlier run, in place of a new one"
+        "--read", type=Path, nargs="+", help="numbers of earlier runs, in place of a new one"
     )
     parser.add_argument("--report", type=Path, help="folder for upcycling.md and upcycling.png")
     given = parser.parse_args(argv)
     if given.read:
-        results = json.loads(given.read.read_text(encoding="utf-8"))
+        read = [json.loads(path.read_text(encoding="utf-8")) for path in given.read]
+        results = merged(read)
     else:
         told = {n: v for n in ("parent_steps", "extra") if (v := getattr(given, n)) is not None}
         size = dataclasses.replace(TINY if given.tiny else Size(), **told)
-        results = study(size, given.seeds or (1 if given.tiny else 3))
-    if given.out:
-        given.out.write_text(json.dumps(results) + "\n", encoding="utf-8")
+        results = {}
+
+        def save(new: dict[str, Any]) -> None:
+            results.update(new)
+            if given.out:  # after each seed: a machine may be taken away
+                given.out.write_text(json.dumps(new) + "\n", encoding="utf-8")
+
+        study(size, given.seeds or ((0,) if given.tiny else (0, 1, 2)), save)
     if given.report:
         print(report(results, given.report))
     return 0
