@@ -1,6 +1,6 @@
 """Dense continued, MoE from scratch, MoE upcycled: validation loss for the same extra FLOPs.
 
-python -m benchmarks.upcycling [--parent_steps=4000] [--extra=1.0] --out=o.json
+python -m benchmarks.upcycling [--parent_steps=2000] [--extra=1.0] --out=o.json
 python -m benchmarks.upcycling --seeds 2 --out=o2.json                 # one seed of three alone
 python -m benchmarks.upcycling --report=docs/results --read o01.json o2.json
 python -m benchmarks.upcycling --tiny --out=/tmp/o.json --report=/tmp        # a CPU, two minutes
@@ -51,13 +51,14 @@ POINTS = 10  # validations of an arm
 class Size:
     """How much is drawn and trained."""
 
-    train: int = 24_000
+    train: int = 16_000
     validation: int = 512
     draws: int = 8  # rows made of each picture: questions and wordings differ
+    tokenizer: int = 2000  # pictures whose texts it is trained on
     vocab_size: int = 600
     text_length: int = 112
-    batch_size: int = 64
-    parent_steps: int = 4000
+    batch_size: int = 128
+    parent_steps: int = 2000
     extra: float = 1.0
     samples: int = 512
     width: int = 256
@@ -65,7 +66,7 @@ class Size:
 
 
 TINY = Size(
-    train=48, validation=16, draws=2, vocab_size=420, text_length=64, batch_size=8,
+    train=48, validation=16, draws=2, tokenizer=48, vocab_size=420, text_length=64, batch_size=8,
     parent_steps=40, samples=8, width=32, depth=2,
 )  # fmt: skip
 
@@ -150,7 +151,7 @@ class Pool:
         ]
 
 
-def configuration(size: Size, arm: str, steps: int, seed: int) -> Config:
+def configuration(size: Size, arm: str, steps: int) -> Config:
     """The project's configuration of an arm."""
     from vimoe_jax import config
 
@@ -165,7 +166,6 @@ def configuration(size: Size, arm: str, steps: int, seed: int) -> Config:
     heads = dict(num_heads=width // 32, num_kv_heads=width // 32, head_dim=32)
     return config.resolve(
         {
-            "seed": seed,
             "model": {
                 "image_size": 64,
                 "patch_size": 8,
@@ -187,7 +187,7 @@ def configuration(size: Size, arm: str, steps: int, seed: int) -> Config:
 class Trained:
     """A model in training."""
 
-    def __init__(self, c: Config, vocab: int):
+    def __init__(self, name: str, c: Config, vocab: int, seed: int):
         import jax
 
         from vimoe_jax.model.blueprint import Blueprint
@@ -196,6 +196,9 @@ class Trained:
         from vimoe_jax.train.program import Program
         from vimoe_jax.train.step import make_loss_step
 
+        # Of parameters and pictures; the configuration's own would be a constant of the program,
+        # which a compilation cache then could not know again.
+        self.name, self.seed = name, seed
         self.config, self.blueprint = c, Blueprint.create(c.model, vocab)
         self.mesh = make_mesh({}, jax.devices()[:1])
         self.program = Program.create(c, self.blueprint, self.mesh)
@@ -204,11 +207,11 @@ class Trained:
         self.flops = model_flops(c, self.blueprint)
         self.state: Any = None
 
-    def start(self, seed: int) -> None:
+    def start(self) -> None:
         """Random parameters."""
         import jax
 
-        self.state = self.program.init(jax.random.key(seed))
+        self.state = self.program.init(jax.random.key(self.seed))
 
     def run(self, pool: Pool, validation: Pool, first: int) -> list[dict[str, float]]:
         """Trains from its state's step to the configured last one; returns the curve.
@@ -222,12 +225,14 @@ class Trained:
 
         from vimoe_jax.parallel.mesh import to_mesh
 
-        size, seed = self.config.train.batch_size, self.config.seed
+        size, seed = self.config.train.batch_size, self.seed
         done = int(self.state.step)
         steps = self.config.train.steps - done
         every = max(1, steps // POINTS)
         batch = to_mesh(pool.batch(first, size, seed), self.mesh)
+        begun = time.perf_counter()
         self._step = self._step.lower(self.state, batch).compile()
+        self._say(f"compiled in {time.perf_counter() - begun:.0f} s")
         curve = [self._point(validation, 0, 0.0)]
         seconds, begun = 0.0, time.perf_counter()
         for step in range(1, steps + 1):
@@ -237,8 +242,16 @@ class Trained:
                 jax.block_until_ready(self.state)
                 seconds += time.perf_counter() - begun
                 curve.append(self._point(validation, step, seconds))
+                left = (steps - step) * seconds / step
+                self._say(
+                    f"step {step} of {steps}, loss {curve[-1]['loss']:.4f}, "
+                    f"{1e3 * seconds / step:.1f} ms a step, {left:.0f} s left"
+                )
                 begun = time.perf_counter()
         return curve
+
+    def _say(self, what: str) -> None:
+        print(f"seed {self.seed}, {self.name}: {what}", file=sys.stderr, flush=True)
 
     def _point(self, validation: Pool, step: int, seconds: float) -> dict[str, float]:
         import jax
@@ -265,7 +278,7 @@ def upcycled(parent: Trained, state: Any, arm: Trained, method: str, batches: An
     from vimoe_jax.upcycle.methods import Upcycling
 
     how, migration = Upcycling(method, samples=samples), Migration(parent.blueprint, arm.blueprint)
-    params, seed, mesh = state.all_params(), arm.config.seed, arm.mesh
+    params, seed, mesh = state.all_params(), arm.seed, arm.mesh
     layouts = convert.plan(migration, how, seed, params, batches, mesh)
     made = weights.upcycle(migration, dict(params), layouts, how, mesh, seed)
     return convert.state(migration, state, made, layouts, arm.program)
@@ -284,8 +297,9 @@ def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], Non
     from vimoe_jax.data import prompts
     from vimoe_jax.data import tokenizer as tokenizer_lib
 
+    begun = time.perf_counter()
     records = {split: drawn_apart(split, getattr(size, split)) for split in ("train", "validation")}
-    qa = [one for record in records["train"] for one in record.qa]
+    qa = [one for record in records["train"][: size.tokenizer] for one in record.qa]
     texts = [
         t
         for one in qa
@@ -293,21 +307,21 @@ def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], Non
     ]
     tokenizer = tokenizer_lib.train_sentencepiece(texts, size.vocab_size)
     vocab = -(-tokenizer.vocab_size // 64) * 64
-    shape = configuration(size, "dense", 2, 0)
+    shape = configuration(size, "dense", 2)
     train = Pool(records["train"], tokenizer, shape, size.draws)
     validation = Pool(records["validation"], tokenizer, shape, 1)
+    print(f"pictures and rows: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
 
     costs = {arm: model_flops_of(size, arm, vocab) for arm in ARMS}
     budget = size.extra * size.parent_steps * costs["dense"]
     runs: list[dict[str, Any]] = []
     for seed in seeds:
         whole = size.parent_steps + round(budget / costs["dense"])
-        parent = Trained(configuration(size, "parent", whole, seed), vocab)
-        parent.start(seed)
+        parent = Trained("parent", configuration(size, "parent", whole), vocab, seed)
+        parent.start()
         short = dataclasses.replace(parent.config.train, steps=size.parent_steps)
         parent.config = dataclasses.replace(parent.config, train=short)
         before = parent.run(train, validation, 0)
-        print(f"seed {seed}: parent {before[-1]['loss']:.4f}", file=sys.stderr)
         runs.append({"arm": "parent", "seed": seed, "curve": before})
         scoring = [
             train.batch(i, size.batch_size, seed)
@@ -316,9 +330,9 @@ def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], Non
         for name in ARMS:
             steps = round(budget / costs[name])
             own = steps if name == "scratch" else size.parent_steps + steps
-            arm = Trained(configuration(size, name, own, seed), vocab)
+            arm = Trained(name, configuration(size, name, own), vocab, seed)
             if name == "scratch":
-                arm.start(seed)
+                arm.start()
             elif name == "dense":
                 arm.state = jax.tree.map(lambda x: x.copy(), parent.state)
             else:
@@ -336,10 +350,6 @@ def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], Non
                     "active": sizes[1],
                 }
             )
-            print(
-                f"seed {seed}: {name} {curve[0]['loss']:.4f} -> {curve[-1]['loss']:.4f}",
-                file=sys.stderr,
-            )
         save(
             {
                 "size": dataclasses.asdict(size),
@@ -355,7 +365,7 @@ def model_flops_of(size: Size, arm: str, vocab: int) -> float:
     from vimoe_jax.model.blueprint import Blueprint
     from vimoe_jax.plan.model_flops import model_flops
 
-    c = configuration(size, arm, 2, 0)
+    c = configuration(size, arm, 2)
     return model_flops(c, Blueprint.create(c.model, vocab))
 
 
