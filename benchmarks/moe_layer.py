@@ -171,7 +171,7 @@ def layer_table(shape: dict[str, Any], dtype: jnp.dtype, args: argparse.Namespac
 
 def profile(name: str, call: Callable, *args: Any, calls: int = 5) -> None:
     """Prints where a call's time goes, by kernel."""
-    found = profiling.kernels(lambda: call(*args), calls)
+    found = profiling.kernels(profiling.events(lambda: call(*args), calls), calls)
     print(f"\n{name}: {sum(ms for *_, ms in found):.3f} ms on the device")
     for kernel, _, ms in found[:45]:
         print(f"  {ms:7.3f} ms  {kernel[:110]}")

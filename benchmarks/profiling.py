@@ -1,42 +1,68 @@
-"""Where a call's time goes on a GPU, by kernel and by the model's named scopes."""
+"""Where a call's time goes on GPUs: by kernel, by the model's named scopes, between the GPUs."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 SCOPES = ("optimizer", "cross_entropy", "assign", "experts", "moe", "attention", "mlp")
+_SENDS = re.compile(r"nccl|all_?to_?all|all_?reduce|all_?gather|reduce_?scatter", re.IGNORECASE)
 
 
-def kernels(call: Callable[[], Any], calls: int = 5) -> list[tuple[str, str, float]]:
-    """(kernel, the HLO operation it belongs to or "", milliseconds a call), largest first.
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """A kernel's run.
 
-    A CUDA graph's kernels have no operation: `--xla_gpu_enable_command_buffer=` does without.
+    Attributes:
+      device: the GPU's name in the profile.
+      kernel: its name.
+      op: the HLO operation it belongs to, "" if not told (CUDA graphs tell theirs).
+      start: ns.
+      end: ns.
     """
+
+    device: str
+    kernel: str
+    op: str
+    start: float
+    end: float
+
+
+def events(call: Callable[[], Any], calls: int = 3) -> list[Event]:
+    """All kernels of some calls, after one that is not looked at."""
     import jax
 
     jax.block_until_ready(call())
-    total: dict[tuple[str, str], float] = defaultdict(float)
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(calls):
                 jax.block_until_ready(call())
         (path,) = Path(folder).rglob("*.xplane.pb")
-        data = jax.profiler.ProfileData.from_file(str(path))
-        for plane in data.planes:
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
             if "GPU" not in plane.name:
                 continue
             for line in plane.lines:
                 if "Stream" in line.name:
-                    for event in line.events:
-                        op = str(dict(event.stats).get("hlo_op", ""))
-                        total[event.name, op] += event.duration_ns
-    found = [(name, op, ns / calls / 1e6) for (name, op), ns in total.items()]
-    return sorted(found, key=lambda one: -one[2])
+                    for e in line.events:
+                        op = str(dict(e.stats).get("hlo_op", ""))
+                        ends = e.start_ns, e.start_ns + e.duration_ns
+                        found.append(Event(plane.name, e.name, op, *ends))
+    return found
+
+
+def kernels(found: Iterable[Event], calls: int = 3) -> list[tuple[str, str, float]]:
+    """(kernel, operation, milliseconds a call over all devices), largest first."""
+    total: dict[tuple[str, str], float] = defaultdict(float)
+    for e in found:
+        total[e.kernel, e.op] += e.end - e.start
+    rows = [(name, op, ns / calls / 1e6) for (name, op), ns in total.items()]
+    return sorted(rows, key=lambda one: -one[2])
 
 
 def scope(op_name: str) -> str:
@@ -48,16 +74,53 @@ def scope(op_name: str) -> str:
     return " ".join(filter(None, (part, inner))) + backward
 
 
-def by_scope(found: list[tuple[str, str, float]], hlo: str) -> list[tuple[str, float]]:
+def by_scope(rows: Iterable[tuple[str, str, float]], hlo: str) -> list[tuple[str, float]]:
     """(scope, milliseconds a call), largest first.
 
     Args:
-      found: what `kernels` gave.
-      hlo: the compiled program's text, whose metadata says where an operation is from.
+      rows: what `kernels` gave.
+      hlo: the compiled program's text, whose metadata says where an operation is from. In a CUDA
+        graph, XLA's own kernels still bear their operation's name; libraries' stand by themselves.
     """
-    paths = dict(re.findall(r'^\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"', hlo, re.MULTILINE))
+    found = re.findall(r'^\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"', hlo, re.MULTILINE)
+    paths = {re.sub(r"\W", "_", op): path for op, path in found}
     total: dict[str, float] = defaultdict(float)
-    for kernel, op, ms in found:
-        name = scope(paths[op]) if op in paths else f"no operation: {kernel[:40]}"
-        total[name] += ms
+    for kernel, op, ms in rows:
+        path = paths.get(re.sub(r"\W", "_", op)) or paths.get(kernel)
+        total[scope(path) if path else kernel[:40]] += ms
     return sorted(total.items(), key=lambda one: -one[1])
+
+
+def communication(found: Iterable[Event]) -> tuple[float, float]:
+    """(share of the time in which a device exchanges, share of that in which it also computes).
+
+    Over each device's time from its first kernel to its last, the mean over devices.
+    """
+    devices: dict[str, list[Event]] = defaultdict(list)
+    for e in found:
+        devices[e.device].append(e)
+    shares = []
+    for mine in devices.values():
+        sends = _union((e.start, e.end) for e in mine if _SENDS.search(e.kernel))
+        works = _union((e.start, e.end) for e in mine if not _SENDS.search(e.kernel))
+        span = max(e.end for e in mine) - min(e.start for e in mine)
+        sent = _length(sends)
+        both = sent + _length(works) - _length(_union(sends + works))
+        shares.append((sent / span, both / sent if sent else 0.0))
+    count = max(1, len(shares))
+    return sum(s for s, _ in shares) / count, sum(b for _, b in shares) / count
+
+
+def _union(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The same time as spans that do not overlap, in order."""
+    merged: list[tuple[float, float]] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _length(spans: list[tuple[float, float]]) -> float:
+    return sum(end - start for start, end in spans)

@@ -19,7 +19,9 @@ Every variant runs in a process of its own, so that its peak of memory is its ow
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import os
@@ -27,7 +29,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +58,15 @@ TINY_DECODER = DECODER | dict(
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One line of the table; `overrides` are (field of the configuration, value) pairs."""
+    """One line of the table.
+
+    Attributes:
+      batch: rows a device.
+      mesh: (axis, size) pairs; one device if empty.
+      padded: expert parallelism sends padded pieces although the devices could do without.
+      turn: (folder, number of processes) of those that compile at once and are timed in turn.
+      overrides: (field of the configuration, value) pairs.
+    """
 
     model: str = "dense"
     dispatcher: str = "gather"
@@ -68,6 +78,9 @@ class Variant:
     text: int = 60
     tiny: bool = False
     profile: bool = False
+    mesh: tuple[tuple[str, int], ...] = ()
+    padded: bool = False
+    turn: tuple[str, int] = ("", 0)
     overrides: tuple[tuple[str, str], ...] = ()
 
     def name(self) -> str:
@@ -78,8 +91,13 @@ class Variant:
             parts += [f"c{self.capacity:g}"] if self.dispatcher != "dropless" else []
         parts += ["remat"] if self.remat != "none" else []
         parts += [f"unroll{self.unroll}"] if self.unroll != 1 else []
+        parts += [f"{axis}{size}" for axis, size in self.mesh] + ["padded"] * self.padded
         parts += [f"{field.rsplit('.', 1)[-1]}={value}" for field, value in self.overrides]
         return "_".join(parts)
+
+    def devices(self) -> int:
+        """How many it runs on."""
+        return math.prod(size for _, size in self.mesh)
 
 
 def configuration(v: Variant) -> Config:
@@ -97,7 +115,7 @@ def configuration(v: Variant) -> Config:
             num_experts=8, experts_per_token=2, placement="every_2",
             dispatcher=v.dispatcher, capacity_factor=v.capacity,
         )  # fmt: skip
-    c.train.batch_size = v.batch
+    c.train.batch_size = v.batch * v.devices()
     c.data.text_length = v.text
     for field, text in v.overrides:
         schema.apply_override(c, field, text)
@@ -149,17 +167,20 @@ def matmul_peak(device: jax.Device, size: int = 8192) -> float:
 
 
 def measure(v: Variant) -> dict[str, Any]:
-    """Compiles the step of a variant, runs and times it on the first device."""
+    """Compiles the step of a variant, runs and times it on the first devices."""
     import jax
 
-    from benchmarks import profiling
     from vimoe_jax.model.blueprint import Blueprint
+    from vimoe_jax.moe import exchange
+    from vimoe_jax.parallel.collectives import collectives
     from vimoe_jax.parallel.mesh import make_mesh, to_mesh
     from vimoe_jax.plan.model_flops import model_flops
     from vimoe_jax.train.program import Program
 
-    c, device = configuration(v), jax.devices()[0]
-    mesh = make_mesh({}, [device])
+    if v.padded:
+        exchange.ragged = lambda mesh: False
+    c, devices = configuration(v), jax.devices()[: v.devices()]
+    mesh = make_mesh(dict(v.mesh), devices)
     blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
     program = Program.create(c, blueprint, mesh)
     # A generator that compiles fast: which random weights these are does not matter.
@@ -176,26 +197,27 @@ def measure(v: Variant) -> dict[str, Any]:
         state, metrics = step(state, batch)
         return metrics
 
-    first = jax.device_get(call())
-    seconds_each(call, 1, WARMUP - 1)
-    seconds = statistics.median(seconds_each(call, max(1, math.ceil(v.steps / ROUND)), ROUND))
-    last = jax.device_get(metrics)
-    stats, memory = device.memory_stats() or {}, step.memory_analysis()
-    scopes = []
-    if v.profile:
-        found = profiling.kernels(call)
-        scopes = profiling.by_scope(found, step.as_text())
-        print(f"{v.name()}: {sum(ms for *_, ms in found):.2f} ms on the device", file=sys.stderr)
-        for name, ms in scopes:
-            print(f"  {ms:8.3f} ms  {name}", file=sys.stderr)
-        for kernel, op, ms in found[:40]:
-            print(f"  {ms:8.3f} ms  {op[:40]:40}  {kernel[:70]}", file=sys.stderr)
-    state = batch = metrics = None  # the product below needs no neighbours
-    flops, peak = model_flops(c, blueprint), matmul_peak(device, 256 if v.tiny else 8192)
+    profile: dict[str, Any] = {}
+    with turn(*v.turn):
+        first = jax.device_get(call())
+        seconds_each(call, 1, WARMUP - 1)
+        seconds = statistics.median(seconds_each(call, max(1, math.ceil(v.steps / ROUND)), ROUND))
+        last = jax.device_get(metrics)
+        stats, memory = devices[0].memory_stats() or {}, step.memory_analysis()
+        if v.profile:
+            profile = profiled(v.name(), call, step.as_text())
+        state = metrics = None  # the product below needs no neighbours
+        peak = matmul_peak(devices[0], 256 if v.tiny else 8192)
+    del batch
+    flops = model_flops(c, blueprint) / len(devices)
+    sent: dict[str, int] = {}
+    for one in collectives(step.as_text(), mesh) if v.mesh else ():
+        sent[one.kind] = sent.get(one.kind, 0) + one.sent
     rows, patches = c.train.batch_size, (c.model.image_size // c.model.patch_size) ** 2
     record = {
         "name": v.name(),
-        "device": device.device_kind,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
         "ms": 1e3 * seconds,
         "tokens_per_s": rows * (patches + c.data.text_length) / seconds,
         "peak_gib": stats["peak_bytes_in_use"] / GIB if "peak_bytes_in_use" in stats else None,
@@ -207,13 +229,50 @@ def measure(v: Variant) -> dict[str, Any]:
         "compile_s": compile_s,
         "params": blueprint.num_parameters(),
         "active_params": blueprint.num_active_parameters(),
-        "scopes": scopes,
+        "sent_gib": {kind: size / GIB for kind, size in sent.items()},
+        **profile,
         "loss": [float(m.tokens.loss / m.tokens.weight) for m in (first, last)],
     }
     if v.model == "moe":
         record["drop"] = drop_fraction(last)
         record["drop_first_step"] = drop_fraction(first)
     return record
+
+
+@contextlib.contextmanager
+def turn(folder: str, count: int) -> Iterator[None]:
+    """Waits until `count` processes are here or gone, then lets them through one by one."""
+    if not folder:
+        yield
+        return
+    arrive(folder)
+    while len(list(Path(folder).glob("*.here"))) < count:
+        time.sleep(0.1)
+    with open(Path(folder) / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def arrive(folder: str, process: int = 0) -> None:
+    """Counts this process, or one that has ended, among those that the others wait for."""
+    (Path(folder) / f"{process or os.getpid()}.here").touch()
+
+
+def profiled(name: str, call: Callable[[], Any], hlo: str) -> dict[str, Any]:
+    """Where a step's time goes, printed as well."""
+    from benchmarks import profiling
+
+    events = profiling.events(call)
+    kernels = profiling.kernels(events)
+    scopes = profiling.by_scope(kernels, hlo)
+    share, overlap = profiling.communication(events)
+    print(f"{name}: {sum(ms for *_, ms in kernels):.2f} ms on all devices", file=sys.stderr)
+    print(f"  {share:.1%} of a step in collectives, {overlap:.1%} overlapped", file=sys.stderr)
+    for scope, ms in scopes[:30]:
+        print(f"  {ms:8.3f} ms  {scope}", file=sys.stderr)
+    for kernel, op, ms in kernels[:30]:
+        print(f"  {ms:8.3f} ms  {op[:40]:40}  {kernel[:70]}", file=sys.stderr)
+    return {"scopes": scopes, "collectives": share, "overlapped": overlap}
 
 
 def drop_fraction(metrics: StepMetrics) -> float:
