@@ -1,7 +1,8 @@
-"""The PyTorch peers: a feed-forward block and a vision-language training step on one device.
+"""The PyTorch peers: a feed-forward block on one device, a vision-language training step on some.
 
 python -m benchmarks.peers layer --tokens 32768 --width 1024 --hidden 2048 --experts 32 --k 2
 python -m benchmarks.peers model --kind moe --precision bfloat16 --compile
+python -m benchmarks.peers model --kind dense --precision float32 --compile --gpus 2
 
 Needs torch and transformers (weights are random, nothing is downloaded). Each variant prints one
 JSON object on a line of stdout, or {"name", "error"} if it fails; all else goes to stderr.
@@ -221,16 +222,12 @@ def make_model(a: argparse.Namespace, device: torch.device) -> torch.nn.Module:
         return AutoModelForImageTextToText.from_config(config, **kwargs).train()
 
 
-def measure_model(a: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """A whole training step: ms, tokens (of image and text) per second, peak GiB, parameters.
-
-    Under float32 the weights, gradients and moments are float32 and autocast multiplies in bf16;
-    under bfloat16 everything is bf16.
-    """
+def make_inputs(
+    a: argparse.Namespace, model: torch.nn.Module, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Random rows: a picture's placeholders, then text; the loss is on the text alone."""
     import torch
 
-    torch.manual_seed(0)
-    model = make_model(a, device)
     config = model.config
     patches, size = config.image_seq_length, config.vision_config.image_size
     with torch.device(device):
@@ -239,14 +236,28 @@ def measure_model(a: argparse.Namespace, device: torch.device) -> dict[str, Any]
         image = torch.full((a.batch, patches), config.image_token_id)
     # No attention mask: every position is valid, and sdpa may then take its causal flash kernel
     # (under torch.compile transformers builds a causal mask all the same, which rules flash out).
-    inputs = {
+    return {
         "input_ids": torch.cat([image, text], dim=1),
         "pixel_values": pixels,
         "labels": torch.cat([torch.full_like(image, -100), text], dim=1),
     }
+
+
+def measure_steps(
+    a: argparse.Namespace,
+    model: torch.nn.Module,
+    forward: Callable,
+    inputs: dict[str, torch.Tensor],
+    device: torch.device,
+    autocast: bool,
+) -> dict[str, float]:
+    """Whole training steps in this process: the median ms and, on a GPU, the peak GiB.
+
+    `forward` is `model` or its compiled form. Raises ValueError if the loss is not finite at last.
+    """
+    import torch
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.98), fused=True)
-    forward = torch.compile(model, dynamic=False) if a.compile else model
-    autocast = a.precision == "float32"
 
     def step() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
@@ -259,14 +270,40 @@ def measure_model(a: argparse.Namespace, device: torch.device) -> dict[str, Any]
     milliseconds(step, WARMUP, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    ms = statistics.median(milliseconds(step, a.repeats, device))
-    record = {"ms": ms, "tokens_per_s": a.batch * (patches + a.text) / ms * 1e3}
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # or the first step would count the wait for a late rank
+    record = {"ms": statistics.median(milliseconds(step, a.repeats, device))}
     if device.type == "cuda":
         record["peak_gib"] = torch.cuda.max_memory_allocated() / GIB
-    record["params"] = sum(p.numel() for p in model.parameters())  # tied weights count once
     if not math.isfinite(loss := step().item()):
         raise ValueError(f"the loss is {loss} after {WARMUP + a.repeats + 1} steps")
     return record
+
+
+def model_record(
+    a: argparse.Namespace, model: torch.nn.Module, measured: dict[str, float]
+) -> dict[str, Any]:
+    """The record of a model: ms, tokens (of image and text, of all GPUs) per second, peak GiB."""
+    tokens = a.gpus * a.batch * (model.config.image_seq_length + a.text)
+    record = {"ms": measured["ms"], "tokens_per_s": tokens / measured["ms"] * 1e3, **measured}
+    record["params"] = sum(p.numel() for p in model.parameters())  # tied weights count once
+    return record
+
+
+def measure_model(a: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """A whole training step on one device: ms, tokens per second, peak GiB, parameters.
+
+    Under float32 the weights, gradients and moments are float32 and autocast multiplies in bf16;
+    under bfloat16 everything is bf16.
+    """
+    import torch
+
+    torch.manual_seed(0)
+    model = make_model(a, device)
+    inputs = make_inputs(a, model, device)
+    forward = torch.compile(model, dynamic=False) if a.compile else model
+    autocast = a.precision == "float32"
+    return model_record(a, model, measure_steps(a, model, forward, inputs, device, autocast))
 
 
 def run(arguments: list[str], timeout: float) -> list[dict[str, Any]]:
@@ -312,8 +349,10 @@ def main() -> None:
     model = commands.add_parser("model", help="a training step of a LLaVA")
     model.add_argument("--kind", choices=["dense", "moe"], required=True)
     model.add_argument("--precision", choices=["float32", "bfloat16"], required=True)
-    for name, default in (("batch", 32), ("text", 60), ("repeats", 10)):
+    model.add_argument("--batch", type=int, default=32, help="rows a GPU")
+    for name, default in (("text", 60), ("repeats", 10)):
         model.add_argument(f"--{name}", type=int, default=default)
+    model.add_argument("--gpus", type=int, default=1, help="of this host; more than one: FSDP2")
     model.add_argument("--compile", action="store_true")
     model.add_argument("--tiny", action="store_true", help="a shape for testing on a CPU")
     model.add_argument("--impl", choices=["grouped_mm", "grouped_mm_bf16", "eager"],
@@ -337,7 +376,12 @@ def main() -> None:
         parts = ["llava", a.kind, a.precision]
         parts += [a.impl] if a.kind == "moe" else []
         parts += ["compile"] if a.compile else []
-        emit("_".join(parts), lambda: measure_model(a, device))
+        if a.gpus > 1:
+            from benchmarks import fsdp
+
+            emit("_".join([*parts, "fsdp2"]), lambda: fsdp.measure(a, device.type))
+        else:
+            emit("_".join(parts), lambda: measure_model(a, device))
 
 
 if __name__ == "__main__":

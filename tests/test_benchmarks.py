@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import train_step
+from benchmarks import peers, train_step
 
 B, P, S = 2, 16, 6  # rows, patches, text tokens
 
@@ -43,3 +43,16 @@ def test_variants_have_names_of_their_own():
         train_step.Variant(overrides=(("model.decoder.moe.group_size", "512"),)),
     ]
     assert len({v.name() for v in variants}) == len(variants)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.peer
+def test_sharded_peer_counts_the_tokens_of_all_its_processes():
+    sizes = [f"--batch={B}", f"--text={S}", "--repeats=2"]
+    model = ["model", "--tiny", "--kind=moe", "--precision=float32"]
+    (record,) = peers.run([*model, *sizes, "--gpus=2"], timeout=300)
+    assert "error" not in record, record["error"]
+    assert record["name"] == "llava_moe_float32_grouped_mm_fsdp2" and record["gpus"] == 2
+    patches = 4  # the peer's: 32 x 32 pixels in squares of 16
+    assert record["tokens_per_s"] == pytest.approx(1e3 * 2 * B * (patches + S) / record["ms"])
+    assert record["params"] == 6_066_832  # of the whole model, though every process holds half
