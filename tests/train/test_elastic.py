@@ -12,7 +12,7 @@ from tests.data.test_mixture import mixed
 from tests.faults import runs
 from vimoe_jax import config as config_lib
 from vimoe_jax.data import prompts
-from vimoe_jax.data.pipeline import train_batches
+from vimoe_jax.data.pipeline import continued, train_batches
 from vimoe_jax.data.tokenizer import train_sentencepiece
 from vimoe_jax.parallel.mesh import make_mesh
 from vimoe_jax.train import setup
@@ -43,8 +43,8 @@ LAST = 2 * len(LEGS)
 TOLERANCE = 1e-5
 
 
-def open_run(workdir, steps, devices=1, sizes=None):
-    options = OPTIONS | {"train.steps": str(steps)}
+def open_run(workdir, steps, devices=1, sizes=None, **more):
+    options = OPTIONS | {"train.steps": str(steps)} | more
     c = config_lib.load(str(runs.TINY), list(options.items()))
     run = setup.start(c, workdir)
     return dataclasses.replace(run, mesh=make_mesh(sizes or {}, jax.devices()[:devices]))
@@ -167,6 +167,33 @@ def test_no_record_twice_and_none_lost(tokenizer, max_questions):
     assert rows == records(source, tokenizer, [(12, 1)], max_questions=max_questions)
     for epoch in range(3):
         assert Counter(rows[epoch * 16 : (epoch + 1) * 16]) == Counter(range(16))
+
+
+def test_neither_where_the_batch_size_changes(tokenizer):
+    source, rows, position = mixed("vivqa", 16), [], {"batches": 0}
+    for size, count in [(4, 3), (8, 2), (2, 1), (6, 5)]:
+        batches = train_batches(
+            source, tokenizer, image_size=8, text_length=96, batch_size=size, seed=5,
+            **continued(position, size),
+        )  # fmt: skip
+        for _ in range(count):
+            rows += next(batches)["record"].tolist()
+        position = batches.state() | {"batch_size": size}
+        batches.close()
+    assert rows == records(source, tokenizer, [(15, 1)])
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_batch_size(viscenes_dir, tmp_path, capsys):
+    train(open_run(tmp_path, 2))
+    more = {"train.batch_size": "16"}
+    trainer = train(open_run(tmp_path, 4, **more))
+    place = {name: trainer.position[name] for name in ("offset", "batches", "batch_size")}
+    assert place == {"offset": 16, "batches": 2, "batch_size": 16}
+    told = "batches of 16 rows from here on, of 8 until now: the data go on at row 16"
+    assert told in capsys.readouterr().err
+    trainer = train(open_run(tmp_path, 5, **more))
+    assert (trainer.position["offset"], trainer.position["batches"]) == (16, 3)
 
 
 @pytest.mark.parametrize("weighted", [True, False])

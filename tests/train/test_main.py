@@ -1,5 +1,7 @@
 """The main command on real processes: killed, interrupted, resumed, given bad input."""
 
+import concurrent.futures
+import functools
 import json
 import os
 import shutil
@@ -239,6 +241,24 @@ def test_a_users_own_pictures(tmp_path, env):
     lines = (tmp_path / "run/eval/all/predictions.jsonl").read_text().splitlines()
     pictures = [Path(json.loads(line)["record_id"]).name for line in lines]
     assert pictures == [f"{name}.png" for name in "abcdefgh"]
+
+
+@pytest.mark.slow
+def test_a_hung_step_is_told_and_ends_the_run(tmp_path, env):
+    more = ["--config.train.steps=100000", "--config.train.hang_seconds=3"]
+    start = functools.partial(jsonl_run, tmp_path, env, jsonl_lines(), *more)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        running = pool.submit(start)
+        while not logged(tmp_path / "run") and not running.done():
+            time.sleep(0.05)
+        for path in tmp_path.glob("*.png"):  # a disk that answers no more
+            path.unlink()
+            os.mkfifo(path)
+        done = running.result(timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr and "hang.txt" in done.stderr
+    stacks = (tmp_path / "run/hang.txt").read_text()
+    assert "in _loop" in stacks and "pipeline.py" in stacks
 
 
 def test_a_missing_test_split_is_found_before_training(tmp_path, env):

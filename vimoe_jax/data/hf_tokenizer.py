@@ -11,6 +11,7 @@ from typing import Any
 
 from vimoe_jax.data.text import normalize
 from vimoe_jax.errors import UserError
+from vimoe_jax.files import read_object
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
 ROLES = ("eos", "pad", "unk", "bos", "image")
@@ -160,7 +161,7 @@ def _roles(file: Path, definition: str) -> dict[str, str | None]:
     """
     roles: dict[str, str | None] = {}
     for name in (CONFIG, "special_tokens_map.json"):
-        values = _object(file.with_name(name))
+        values = read_object(file.with_name(name), optional=True)
         for role in ROLES:
             key = f"{role}_token"
             if key in values and role not in roles:
@@ -170,7 +171,7 @@ def _roles(file: Path, definition: str) -> dict[str, str | None]:
                     raise UserError(f"{file.with_name(name)}: {key}: must be a token's text")
                 roles[role] = token
     generation = file.with_name("generation_config.json")
-    values = _object(generation)
+    values = read_object(generation, optional=True)
     for role in ROLES:
         number = values.get(f"{role}_token_id")
         if role not in roles and number is not None:
@@ -192,18 +193,3 @@ def _token(definition: str, number: Any, where: str) -> str:
     if token is None:
         raise UserError(f"{where}: {number} is not in the vocabulary")
     return token
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where there is no file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}") from None
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: not JSON: {e}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from vimoe_jax.data.tokenizer import Tokenizer
 __all__ = [
     "EvalBatches",
     "TrainBatches",
+    "continued",
     "describe",
     "eval_batches",
     "suggest_lengths",
@@ -47,9 +48,9 @@ NUM_THREADS = min(max(2, os.cpu_count() or 1), 16)
 class TrainBatches:
     """An endless iterator over this host's part of each batch, that knows its position."""
 
-    def __init__(self, iterator: Any, start: int):
+    def __init__(self, iterator: Any, start: int, offset: int = 0):
         self._iterator = iterator
-        self._consumed = start
+        self._consumed, self._offset = start, offset
         self._started = False
 
     def __iter__(self) -> TrainBatches:
@@ -72,8 +73,12 @@ class TrainBatches:
         return batch
 
     def state(self) -> dict[str, int]:
-        """How many batches were consumed, over all resumptions: what `start` continues from."""
-        return {"batches": self._consumed}
+        """How many batches were consumed, over all resumptions: what `start` continues from.
+
+        Rows before batch 0 are told as `offset`, where there are any.
+        """
+        offset = {"offset": self._offset} if self._offset else {}
+        return {"batches": self._consumed} | offset
 
     def close(self) -> None:
         """Stops threads and worker processes."""
@@ -81,6 +86,20 @@ class TrainBatches:
             self._iterator.close()
         # Freed now: at the interpreter's end Grain's destructors complain.
         self._iterator = iter(())
+
+
+def continued(position: Mapping[str, int], batch_size: int) -> dict[str, int]:
+    """A saved position as `train_batches`' start and offset for batches of this size.
+
+    Args:
+      position: `batches`, and where they are told `offset` and the `batch_size` of those batches.
+      batch_size: from here on. Of another size, they begin at the next row that was in none.
+    """
+    start, offset = position["batches"], position.get("offset", 0)
+    before = position.get("batch_size", batch_size)
+    if before != batch_size:
+        start, offset = 0, offset + start * before
+    return {"start": start, "offset": offset}
 
 
 def train_batches(
@@ -92,6 +111,7 @@ def train_batches(
     batch_size: int,
     seed: int,
     start: int = 0,
+    offset: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
@@ -114,6 +134,7 @@ def train_batches(
       batch_size: B, rows of a global batch; host h gets rows h·b to (h+1)·b - 1 of each.
       seed: decides everything.
       start: batches already consumed.
+      offset: rows that were consumed before batch 0, in batches of another size.
       process_index: this host.
       process_count: hosts.
       workers: processes that build batches; 0 uses threads of this process.
@@ -139,6 +160,7 @@ def train_batches(
     )  # fmt: skip
     dataset = (
         _visits(source, seed)
+        .slice(slice(offset, None))
         .batch(batch_size, batch_fn=list)
         .map(_HostBatch(rows, process_index, process_count))
         .slice(slice(start, None))
@@ -151,7 +173,7 @@ def train_batches(
         )
     else:
         dataset = dataset.to_iter_dataset(grain.ReadOptions(NUM_THREADS, NUM_THREADS + 2))
-    return TrainBatches(iter(dataset), start)
+    return TrainBatches(iter(dataset), start, offset)
 
 
 def _mark_flags_parsed() -> None:

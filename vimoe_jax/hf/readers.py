@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from vimoe_jax.errors import UserError
+from vimoe_jax.files import read_object
 from vimoe_jax.hf import names
 
 INDEX = "model.safetensors.index.json"
@@ -78,7 +79,7 @@ def _files(folder: Path) -> list[Path]:
     """The safetensors of a model; with an index, those that it lists."""
     index = folder / INDEX
     if index.exists():
-        listed = read_json(index).get("weight_map")
+        listed = read_object(index).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
             raise UserError(f"{index}: weight_map: must map tensors to files")
         files = sorted({folder / Path(name).name for name in listed.values()})
@@ -198,20 +199,3 @@ def _npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
                 raise ValueError(f"{entry} holds pickled objects")
             shapes[re.sub(r"\.npy$", "", entry)] = tuple(shape)
     return shapes
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A file's JSON object.
-
-    Raises:
-      UserError: it is missing, broken or no object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}") from None
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: not JSON: {e}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return value

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vimoe_jax.hf.readers import read_json
 from vimoe_jax.moe.options import MoEOptions, moe_layers
 
 Values = Mapping[str, Any]
@@ -183,10 +182,10 @@ def processor(folder: Path) -> tuple[dict[str, Any], list[str], list[str]]:
     """
     values, path = {}, folder / "preprocessor_config.json"
     if path.exists():
-        values = read_json(path)
+        values = read_object(path)
     elif (folder / "processor_config.json").exists():
         path = folder / "processor_config.json"
-        values = read_json(path).get("image_processor") or {}
+        values = read_object(path).get("image_processor") or {}
     if not values:
         return {}, [], []
     complaints, notes = [*_lacking(_PROCESSOR, values, f"{path}: ")], []

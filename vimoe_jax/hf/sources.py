@@ -12,8 +12,9 @@ from typing import Any
 from vimoe_jax import config as config_lib
 from vimoe_jax import schema
 from vimoe_jax.errors import UserError
+from vimoe_jax.files import read_object
 from vimoe_jax.hf import names, settings
-from vimoe_jax.hf.readers import BigVision, Reader, Safetensors, read_json
+from vimoe_jax.hf.readers import BigVision, Reader, Safetensors
 
 # Of a tower's file: SigLIP's text tower, its loss, and the head that pools patches into one vector;
 # a LLaVA has no use for them. Of others: what is computed, not learned.
@@ -71,7 +72,7 @@ def open_source(path: Path) -> Source:
         raise UserError(f"--source: {path}: neither a folder nor an .npz file")
     if not (path / "config.json").exists():
         raise UserError(f"--source: {path}: has no config.json")
-    values = read_json(path / "config.json")
+    values = read_object(path / "config.json")
     if "model_type" not in values and "model" in values:
         return _workdir(path)
     kind, where = values.get("model_type"), f"{path / 'config.json'}: "
@@ -124,7 +125,7 @@ def _with_files(source: Source) -> Source:
         fields = source.model["decoder"]
         if "connector" in source.parts and _TIED not in reader.shapes:
             # Older versions said so in the decoder's part of the file only.
-            text = read_json(path / "config.json").get("text_config") or {}
+            text = read_object(path / "config.json").get("text_config") or {}
             fields["tie_embeddings"] |= bool(text.get("tie_word_embeddings"))
         if fields.get("tie_embeddings"):
             source.left_out |= {_TIED} & reader.shapes.keys()

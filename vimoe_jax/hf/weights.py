@@ -15,7 +15,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 
-from vimoe_jax import schema
 from vimoe_jax.config import Config
 from vimoe_jax.errors import UserError
 from vimoe_jax.hf import names
@@ -23,7 +22,7 @@ from vimoe_jax.hf.names import Piece
 from vimoe_jax.hf.readers import Reader
 from vimoe_jax.hf.sources import Source
 from vimoe_jax.model.blueprint import Blueprint, Params
-from vimoe_jax.parallel.mesh import make_mesh
+from vimoe_jax.parallel import mesh as mesh_lib
 from vimoe_jax.train import manifest, setup
 from vimoe_jax.train.checkpoint import load_params
 
@@ -44,7 +43,7 @@ def read(c: Config, given: dict[str, Source], dtype: str) -> Params:
       UserError: names or shapes that do not match, or NaN and infinities inside; all in one.
     """
     blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
-    mesh = make_mesh(schema.to_dict(c.mesh))
+    mesh = mesh_lib.for_run(c, blueprint)
     todo = _match(blueprint, given)
     params = _from_workdirs(blueprint, given, mesh, dtype)
     missing = [n for n in blueprint.shapes() if n not in todo and n not in params]

@@ -46,6 +46,7 @@ class Trainer:
         if restored is None:
             restored = program.init(jax.random.key(c.seed)), {"batches": 0, "seconds": 0.0}
         self.state, self.position = restored
+        self._begin = pipeline.continued(self.position, c.train.batch_size)
         parent, self._teacher = distill.load_parent(run) or (None, None)
         self._step = program.step(parent)
         self._val_step = jax.jit(make_loss_step(run.blueprint, run.mesh))
@@ -62,10 +63,16 @@ class Trainer:
         progress = Progress(c.train.steps, start)
         if start:
             progress.say(f"resuming at step {start} of {c.train.steps}")
+            before = self.position.get("batch_size", c.train.batch_size)
+            if before != c.train.batch_size:
+                progress.say(
+                    f"batches of {c.train.batch_size} rows from here on, of {before} until now: "
+                    f"the data go on at row {self._begin['offset']}"
+                )
         if start >= c.train.steps:
             return True
         before = self.position.get("time", {})
-        self._offset = self.position["batches"] - start
+        self._ahead = self._begin["start"] - start
         with contextlib.ExitStack() as stack:
             writer = stack.enter_context(contextlib.closing(MetricWriter(self.run.workdir, start)))
             batches = stack.enter_context(contextlib.closing(self._open_batches()))
@@ -128,7 +135,8 @@ class Trainer:
     def _save(self, batches, meter: Meter, val_loss: float | None) -> None:
         with meter.clock.spending("save"), jax.transfer_guard("allow"):
             times = {"seconds": meter.clock.training(), "time": meter.clock.seconds()}
-            self.position = batches.state() | times
+            size = {"batch_size": self.config.train.batch_size}
+            self.position = batches.state() | size | times
             self.checkpoints.save(self.state, self.position, val_loss)
 
     def _check(self, step: int, health: Health) -> None:
@@ -138,7 +146,7 @@ class Trainer:
             return
         first = health_lib.first_bad(health, step)
         # Batches follow from their number: none needs to be kept for this.
-        batches = self._open_batches(first - 1 + self._offset)
+        batches = self._open_batches(first - 1 + self._ahead)
         try:
             batch = next(batches)
         finally:
@@ -162,7 +170,7 @@ class Trainer:
             self.run.tokenizer,
             **batch_options(self.run),
             seed=c.seed,
-            start=self.position["batches"] if start is None else start,
+            **self._begin | ({} if start is None else {"start": start}),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=c.data.workers,

@@ -79,14 +79,18 @@ def _forward(hidden, matrix, targets, weights) -> tuple[TokenLoss, Any]:
         d_logits -= jnp.where(hit, weights[:, None], 0)
         d_logits = d_logits.astype(hidden.dtype)
         d_hidden = product("tv,vd->td", d_logits, cast).astype(hidden.dtype)
-        d_matrix += constrain(product("tv,td->vd", d_logits, hidden), ("vocab", "embed"))
+        own = (x.reshape(groups, -1, x.shape[-1]) for x in (d_logits, hidden))
+        d_matrix += constrain(product("gtv,gtd->gvd", *own), ("batch", "vocab", None))
         return (jax.tree.map(jnp.add, total, new), d_matrix), d_hidden
 
-    zeros = constrain(jnp.zeros(matrix.shape, jnp.float32), ("vocab", "embed"))
-    start = (_zero(), zeros)
+    # Each group of devices sums over its own tokens; they add up once, after the last chunk.
+    groups = hidden.shape[0] // _own(hidden.shape[:1], ("batch",))[0]
+    zeros = jnp.zeros((groups, *matrix.shape), jnp.float32)
+    start = (_zero(), constrain(zeros, ("batch", "vocab", None)))
     (total, d_matrix), d_hidden = _over_chunks(
         body, start, (hidden, targets, weights), matrix.shape[0]
     )
+    d_matrix = constrain(d_matrix.sum(0), ("vocab", "embed"))
     return total, (d_hidden, d_matrix.astype(matrix.dtype))
 
 

@@ -88,24 +88,12 @@ def make_train_step(
         with use_mesh(mesh):
             key = jax.random.fold_in(jax.random.key(c.seed), state.step)
             scale = 1 / jnp.maximum(batch["weights"].sum(), 1)
-            gradient = jax.grad(functools.partial(loss_fn, teacher=teacher), has_aux=True)
+            of_loss = jax.grad(functools.partial(loss_fn, teacher=teacher), has_aux=True)
 
-            def microbatch(total, xs):
-                batch, key = xs
-                new = gradient(state.params, state.frozen, batch, scale, key)
-                return jax.tree.map(jnp.add, total, new), None
+            def gradient(batch: Batch, key: jax.Array) -> Any:
+                return of_loss(state.params, state.frozen, batch, scale, key)
 
-            if accumulate == 1:
-                grads, report = gradient(state.params, state.frozen, batch, scale, key)
-            else:
-                xs = (_microbatches(batch, accumulate), jax.random.split(key, accumulate))
-                first = jax.tree.map(lambda x: x[0], xs)
-                zeros = jax.tree.map(
-                    lambda s: jnp.zeros(s.shape, s.dtype),
-                    jax.eval_shape(gradient, state.params, state.frozen, first[0], scale, key),
-                )
-                (grads, report), _ = jax.lax.scan(microbatch, zeros, xs)
-            tokens, aux_loss, moe = report
+            grads, (tokens, aux_loss, moe) = _accumulated(gradient, batch, key, accumulate)
             with jax.named_scope("optimizer"):
                 updates, opt_state = tx.update(grads, state.opt_state, state.params)
                 params = optax.apply_updates(state.params, updates)
@@ -144,6 +132,22 @@ def make_loss_step(blueprint: Blueprint, mesh: Mesh) -> Callable[[Params, Batch]
             return cross_entropy(hidden, matrix, batch["targets"], batch["weights"])
 
     return step
+
+
+def _accumulated(
+    gradient: Callable[[Batch, jax.Array], Any], batch: Batch, key: jax.Array, count: int
+) -> Any:
+    """The sum of `gradient(batch, key)` over microbatches, one after the other."""
+    if count == 1:
+        return gradient(batch, key)
+    xs = (_microbatches(batch, count), jax.random.split(key, count))
+
+    def add(total: Any, one: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(*one)), None
+
+    shapes = jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], xs))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, xs)[0]
 
 
 def _microbatches(batch: Batch, count: int) -> Batch:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 EXIT_CODE = 1  # not 2: the same command may well succeed
 FIRST = 10  # the first step compiles, and has so many times as long
+_STDERR = 2
 _GRACE = 30.0  # seconds that this thread has for its report, before it is done without Python
 
 
@@ -70,8 +71,9 @@ class Watchdog:
                 self._exit()
             else:
                 # Where a library hangs without giving Python's lock back, this thread does not run
-                # either; faulthandler's timer is of no Python.
-                faulthandler.dump_traceback_later(left + _GRACE, exit=True)
+                # either; faulthandler's timer is of no Python. By number: a notebook's stderr is
+                # no file.
+                faulthandler.dump_traceback_later(left + _GRACE, exit=True, file=_STDERR)
 
     def _exit(self) -> None:
         try:

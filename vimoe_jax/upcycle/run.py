@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vimoe_jax.config import Config
+from vimoe_jax.data import pipeline
 from vimoe_jax.errors import UserError
 from vimoe_jax.parallel.mesh import to_mesh
 from vimoe_jax.train import setup
@@ -107,7 +108,7 @@ def _convert(
     made = weights.upcycle(migration, params, layouts, how, mesh, seed)
     report = _report(old, new, migration, how, step, made, before, batch)
     state = convert.state(migration, None if fresh else state, made, layouts, program)
-    position = {"batches": _position(old.config, new.config, data), "seconds": 0.0}
+    position = _position(old.config, new.config, data) | {"seconds": 0.0}
     checkpoints = Checkpoints(new.workdir / "checkpoints", new.config.checkpoint)
     try:
         checkpoints.save(state, position)
@@ -174,9 +175,12 @@ def _restore(run: Run, shapes: TrainState, step: int) -> tuple[TrainState, dict[
         checkpoints.close()
 
 
-def _position(old: Config, new: Config, data: dict[str, Any]) -> int:
-    """Where the new run begins in the data: behind the parent if it would read the same batches,
-    else at the beginning."""
+def _position(old: Config, new: Config, data: dict[str, Any]) -> dict[str, int]:
+    """Where the new run begins in the data: behind the parent if it would read the same rows, else
+    at the beginning."""
     same = all(getattr(old.data, name) == getattr(new.data, name) for name in _ORDER)
-    same &= (old.seed, old.train.batch_size) == (new.seed, new.train.batch_size)
-    return int(data["batches"]) if same else 0
+    if not (same and old.seed == new.seed):
+        return {"batches": 0}
+    size = new.train.batch_size
+    begin = pipeline.continued({"batch_size": old.train.batch_size} | data, size)
+    return {"batches": begin["start"], "offset": begin["offset"], "batch_size": size}
