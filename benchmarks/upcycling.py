@@ -45,15 +45,16 @@ if TYPE_CHECKING:
 
 ARMS = ("dense", "scratch", "copy", "drop", "granular", "importance")
 POINTS = 10  # validations of an arm
+TEXT = ("tokens", "targets", "weights", "segments", "positions")
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
     """How much is drawn and trained."""
 
-    train: int = 16_000
+    train: int = 96_000
     validation: int = 512
-    draws: int = 8  # rows made of each picture: questions and wordings differ
+    draws: int = 4  # rows made of each picture: questions and wordings differ
     tokenizer: int = 2000  # pictures whose texts it is trained on
     vocab_size: int = 600
     text_length: int = 112
@@ -100,26 +101,32 @@ def drawn(split: str, numbers: Iterable[int]) -> list[Record]:
     return records
 
 
-def drawn_apart(split: str, count: int) -> list[Record]:
-    """The first pictures of a split, drawn by as many processes as there are cores."""
-    chunks = [range(i, min(i + 250, count)) for i in range(0, count, 250)]
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        return [r for part in pool.map(drawn, itertools.repeat(split), chunks) for r in part]
+def rows(
+    split: str, numbers: Iterable[int], tokenizer: Any, c: Config, draws: int
+) -> dict[str, np.ndarray]:
+    """Pictures and several draws of each one's questions, as training rows (pictures, draws, …)."""
+    from vimoe_jax.data.rows import RowMaker
+
+    records = drawn(split, numbers)
+    make = RowMaker(records, tokenizer, c.model.image_size, c.data.text_length, cache_images=True)
+    made = [[make(i, seed) for seed in range(draws)] for i in range(len(records))]
+    text = {name: np.stack([[d[name] for d in row] for row in made]) for name in TEXT}
+    return {"image": np.stack([row[0]["image"] for row in made])} | text
 
 
 class Pool:
-    """Rows of pictures in memory, several draws of each picture's questions."""
+    """Rows of the first pictures of a split, in memory; made by a process a core."""
 
-    def __init__(self, records: list[Record], tokenizer: Any, c: Config, draws: int):
-        from vimoe_jax.data.rows import RowMaker
-
-        make = RowMaker(
-            records, tokenizer, c.model.image_size, c.data.text_length, cache_images=True
-        )
-        rows = [[make(i, seed) for seed in range(draws)] for i in range(len(records))]
-        self.images = np.stack([row[0]["image"] for row in rows])
-        names = ("tokens", "targets", "weights", "segments", "positions")
-        self.text = {n: np.stack([[d[n] for d in row] for row in rows]) for n in names}
+    def __init__(self, split: str, count: int, tokenizer: Any, c: Config, draws: int):
+        chunks = [range(i, min(i + 500, count)) for i in range(0, count, 500)]
+        same = [itertools.repeat(x) for x in (tokenizer, c, draws)]
+        with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as processes:
+            parts = list(processes.map(rows, itertools.repeat(split), chunks, *same))
+        whole = {
+            name: np.concatenate([part.pop(name) for part in parts]) for name in (*TEXT, "image")
+        }
+        self.images = whole.pop("image")
+        self.text = whole
 
     def batch(self, number: int, size: int, seed: int) -> dict[str, np.ndarray]:
         """A batch is a function of (number, seed); each epoch has its own order and draws."""
@@ -168,6 +175,7 @@ def configuration(size: Size, arm: str, steps: int) -> Config:
         {
             "model": {
                 "image_size": 64,
+                "unroll": size.depth,
                 "patch_size": 8,
                 "vision": {
                     "width": width, "depth": size.depth, "num_heads": width // 32,
@@ -298,8 +306,7 @@ def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], Non
     from vimoe_jax.data import tokenizer as tokenizer_lib
 
     begun = time.perf_counter()
-    records = {split: drawn_apart(split, getattr(size, split)) for split in ("train", "validation")}
-    qa = [one for record in records["train"][: size.tokenizer] for one in record.qa]
+    qa = [one for record in drawn("train", range(size.tokenizer)) for one in record.qa]
     texts = [
         t
         for one in qa
@@ -308,8 +315,8 @@ def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], Non
     tokenizer = tokenizer_lib.train_sentencepiece(texts, size.vocab_size)
     vocab = -(-tokenizer.vocab_size // 64) * 64
     shape = configuration(size, "dense", 2)
-    train = Pool(records["train"], tokenizer, shape, size.draws)
-    validation = Pool(records["validation"], tokenizer, shape, 1)
+    train = Pool("train", size.train, tokenizer, shape, size.draws)
+    validation = Pool("validation", size.validation, tokenizer, shape, 1)
     print(f"pictures and rows: {time.perf_counter() - begun:.0f} s", file=sys.stderr, flush=True)
 
     costs = {arm: model_flops_of(size, arm, vocab) for arm in ARMS}
