@@ -14,8 +14,8 @@ python -m benchmarks.several_gpus --tiny --gpus=2        # simulated devices of 
             goes on from the last checkpoint
   peers     transformers' LLaVA under FSDP2 (`benchmarks.peers`), one GPU and all
 
-A part's variants are processes that compile at once and are timed one after the other: each has a
-share of the GPUs' memory. NVLink multicast stays off (NCCL_NVLS_ENABLE=0).
+A part's variants are processes that compile at once and then have the GPUs one after the other.
+NVLink multicast stays off (NCCL_NVLS_ENABLE=0).
 """
 
 from __future__ import annotations
@@ -37,21 +37,15 @@ from typing import Any
 from benchmarks import train_step
 from benchmarks.train_step import ROOT, Variant
 
-GPU_GIB = 79.6  # of an H100 that the driver gives
 AXES = ("data", "fsdp", "expert", "tensor")
-# What a variant needs at its peak: weights, moments, gradients and what the backward pass reads.
-NEEDS_GIB = {"dense": 24.0, "moe": 39.0}
 
 
 def scaling(gpus: int, same: dict[str, Any]) -> Iterator[list[Variant]]:
-    """Groups of variants that fit beside each other in memory."""
-    yield [
-        Variant("dense", **same),
-        *(Variant("dense", mesh=((axis, gpus),), **same) for axis in ("data", "fsdp")),
-    ]
+    """Groups of variants that compile at once."""
+    meshes = [((axis, gpus),) for axis in ("data", "fsdp", "expert")]
+    yield [Variant("dense", mesh=mesh, **same) for mesh in ((), *meshes[:2])]
     moe = dict(same, capacity=1.0)
-    yield [Variant("moe", **moe), Variant("moe", mesh=(("expert", gpus),), **moe)]
-    yield [Variant("moe", mesh=((axis, gpus),), **moe) for axis in ("data", "fsdp")]
+    yield [Variant("moe", mesh=mesh, **moe) for mesh in ((), *meshes)]
 
 
 def exchanged(gpus: int, same: dict[str, Any]) -> Iterator[list[Variant]]:
@@ -60,8 +54,6 @@ def exchanged(gpus: int, same: dict[str, Any]) -> Iterator[list[Variant]]:
     yield [
         Variant("moe", "dropless", **same),
         Variant("moe", "dropless", mesh=experts, **same),
-    ]
-    yield [
         Variant("moe", "dropless", mesh=experts, padded=True, **same),
         Variant("moe", "gather", 1.25, mesh=experts, **same),
     ]
@@ -73,14 +65,8 @@ def together(variants: list[Variant], timeout: float, tiny: bool) -> list[dict[s
     with tempfile.TemporaryDirectory() as folder:
         for v in variants:
             v = dataclasses.replace(v, turn=(folder, len(variants)))
-            env = dict(os.environ)
-            # The rest is CUDA's own and NCCL's.
-            fraction = (
-                0.9
-                * NEEDS_GIB[v.model]
-                / max(GPU_GIB, sum(NEEDS_GIB[one.model] for one in variants))
-            )
-            env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{fraction:.3f}"
+            # While one runs, the others have compiled and hold next to nothing.
+            env = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false")
             if tiny:
                 env |= _simulated(v.devices())
             command = ["-m", "benchmarks.train_step", "--one", json.dumps(dataclasses.asdict(v))]
@@ -166,6 +152,111 @@ def _factorisations(n: int) -> Iterator[tuple[int, ...]]:
         for sizes in itertools.product(divisors, repeat=len(AXES))
         if math.prod(sizes) == n and sizes[AXES.index("tensor")] <= 2
     )
+
+
+def killed(gpus: int, tiny: bool) -> list[dict[str, Any]]:
+    """A run of one process a GPU, the last of which is killed; then the same run on one GPU.
+
+    Losses are compared with an undisturbed run's on one GPU, in float32.
+    """
+    from benchmarks.input_pipeline import make_source
+
+    steps, every = (12, 4) if tiny else (60, 10)
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        data.mkdir()
+        make_source(data, 48)
+        config = Path(folder) / "config.py"
+        config.write_text(KILLED.format(data=data / "data.jsonl", steps=steps, every=every))
+
+        def command(name: str, count: int) -> list[str]:
+            of_each = "--devices=1" if tiny else "--gpus=1"
+            launch = [sys.executable, "launch/local.py", f"--num_processes={count}", of_each]
+            return [*launch, f"--workdir_root={folder}", f"--name={name}", "--max_restarts=0",
+                    "--", f"--config={config}"]  # fmt: skip
+
+        def losses(name: str) -> dict[int, float]:
+            path = Path(folder) / name / "metrics.jsonl"
+            if not path.exists():
+                return {}
+            read = [json.loads(line) for line in path.read_text().splitlines()]
+            return {r["step"]: r["train/loss"] for r in read if "train/loss" in r}
+
+        env = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false")
+        quiet = dict(cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        alone = subprocess.Popen(command("alone", 1), **quiet)
+        run = subprocess.Popen(command("run", gpus), **quiet)
+        at = None
+        while run.poll() is None:
+            time.sleep(0.02)
+            path = Path(folder) / "run" / "metrics.jsonl"
+            at = len(path.read_text().splitlines()) if path.exists() else 0
+            if at > every + 2:
+                _kill(gpus - 1, folder)
+                break
+        first = run.wait()
+        saved = sorted(int(p.name) for p in (Path(folder) / "run/checkpoints").glob("[0-9]*"))
+        again = subprocess.run(command("run", 1), **{**quiet, "stdout": subprocess.PIPE}, text=True)
+        alone.wait()
+        whole, resumed = losses("alone"), losses("run")
+        same = whole.keys() == resumed.keys()
+        apart = max((abs(resumed[s] - x) / x for s, x in whole.items() if s in resumed), default=1)
+        record = {
+            "name": f"killed on {gpus}, goes on on one", "killed_after": at, "exit_code": first,
+            "resumed_at": saved[-1] if saved else None, "again": again.returncode,
+            "same_steps": same, "difference": apart,
+        }  # fmt: skip
+    print(
+        f"one of {gpus} killed after step {at}: the launcher ends with {first}; on one GPU it goes "
+        f"on at step {record['resumed_at']} and ends with {again.returncode}; losses of all "
+        f"{len(whole)} steps at most {apart:.1e} from an undisturbed run's"
+    )
+    if not same or first == 0 or again.returncode or apart > 1e-4:
+        record["error"] = f"the run did not go on as it should: {again.stdout[-2000:]}"
+        print(record["error"])
+    return [record]
+
+
+def _kill(process: int, folder: str) -> None:
+    """SIGKILL to one process of the launcher's, found by its command line."""
+    import psutil
+
+    for one in psutil.process_iter(["cmdline"]):
+        line = " ".join(one.info["cmdline"] or [])
+        if "vimoe_jax.main" in line and f"{folder}/run" in line:
+            if f"--process_id={process}" in line:
+                one.kill()
+
+
+KILLED = """
+from vimoe_jax.config import defaults
+
+
+def get_config():
+    c = defaults()
+    c.data.dataset, c.data.source = "jsonl", "{data}"
+    c.data.train_split = c.data.val_split = ""
+    c.data.test_splits, c.data.vocab_size, c.data.text_length = (), 330, 64
+    c.model.image_size, c.model.patch_size, c.model.dtype = 32, 8, "float32"
+    c.model.decoder.moe.num_experts, c.model.decoder.moe.dispatcher = 4, "dropless"
+    c.eval.every, c.eval.at_end = 0, False
+    c.train.steps, c.train.batch_size, c.train.log_every = {steps}, 16, 1
+    c.checkpoint.every, c.checkpoint.keep_best = {every}, 0
+    return c
+"""
+
+
+def peers_of(gpus: int, timeout: float, tiny: bool, sizes: Sequence[str]) -> list[dict[str, Any]]:
+    """transformers' dense LLaVA, compiled, on one GPU and under FSDP2 on all."""
+    from benchmarks import peers
+
+    model = ["model", "--kind", "dense", "--precision", "float32", "--compile", *sizes]
+    records = []
+    for count in (1, gpus):
+        records += peers.run([*model, f"--gpus={count}", *["--tiny"] * tiny], timeout)
+        records[-1]["devices"] = count
+    compare(records, records[0])
+    return records
 
 
 COLUMNS = (
@@ -255,6 +346,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 show(records)
                 keep(part, records)
                 failed |= any("error" in r for r in records)
+        elif part == "faults":
+            records = killed(a.gpus, a.tiny)
+            keep(part, records)
+            failed |= any("error" in r for r in records)
+        elif part == "peers":
+            sizes = [f"--batch={a.batch}", f"--text={a.text}"]
+            records = peers_of(a.gpus, a.timeout, a.tiny, sizes)
+            show(records)
+            keep(part, records)
+            failed |= any("error" in r for r in records)
+        else:
+            parser.error(f"--parts: {part}: no such part")
     return int(failed)
 
 

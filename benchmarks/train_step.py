@@ -19,7 +19,6 @@ Every variant runs in a process of its own, so that its peak of memory is its ow
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import fcntl
 import json
@@ -29,7 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,13 +183,15 @@ def measure(v: Variant) -> dict[str, Any]:
     blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
     program = Program.create(c, blueprint, mesh)
     # A generator that compiles fast: which random weights these are does not matter.
-    state = program.init(jax.random.key(c.seed, impl="unsafe_rbg"))
+    key = jax.random.key(c.seed, impl="unsafe_rbg")
+    init = jax.jit(program.init).lower(key).compile()
     batch = to_mesh(random_batch(c, blueprint.vocab_size), mesh)
     start = time.perf_counter()
-    step = program.step().lower(state, batch).compile()
+    step = program.step().lower(program.abstract(), batch).compile()
     compile_s = time.perf_counter() - start
 
-    metrics: StepMetrics | None = None
+    take_turn(*v.turn)  # nothing large is on the devices before
+    state, metrics = init(key), None
 
     def call() -> StepMetrics:
         nonlocal state, metrics
@@ -198,16 +199,15 @@ def measure(v: Variant) -> dict[str, Any]:
         return metrics
 
     profile: dict[str, Any] = {}
-    with turn(*v.turn):
-        first = jax.device_get(call())
-        seconds_each(call, 1, WARMUP - 1)
-        seconds = statistics.median(seconds_each(call, max(1, math.ceil(v.steps / ROUND)), ROUND))
-        last = jax.device_get(metrics)
-        stats, memory = devices[0].memory_stats() or {}, step.memory_analysis()
-        if v.profile:
-            profile = profiled(v.name(), call, step.as_text())
-        state = metrics = None  # the product below needs no neighbours
-        peak = matmul_peak(devices[0], 256 if v.tiny else 8192)
+    first = jax.device_get(call())
+    seconds_each(call, 1, WARMUP - 1)
+    seconds = statistics.median(seconds_each(call, max(1, math.ceil(v.steps / ROUND)), ROUND))
+    last = jax.device_get(metrics)
+    stats, memory = devices[0].memory_stats() or {}, step.memory_analysis()
+    if v.profile:
+        profile = profiled(v.name(), call, step.as_text())
+    state = metrics = None  # the product below needs no neighbours
+    peak = matmul_peak(devices[0], 256 if v.tiny else 8192)
     del batch
     flops = model_flops(c, blueprint) / len(devices)
     sent: dict[str, int] = {}
@@ -239,18 +239,18 @@ def measure(v: Variant) -> dict[str, Any]:
     return record
 
 
-@contextlib.contextmanager
-def turn(folder: str, count: int) -> Iterator[None]:
-    """Waits until `count` processes are here or gone, then lets them through one by one."""
+def take_turn(folder: str, count: int) -> None:
+    """Waits until `count` processes are here or gone, and those before it are gone.
+
+    Its turn lasts until this process ends, and with it what it holds of the devices' memory.
+    """
     if not folder:
-        yield
         return
     arrive(folder)
     while len(list(Path(folder).glob("*.here"))) < count:
         time.sleep(0.1)
-    with open(Path(folder) / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    lock = os.open(Path(folder) / "lock", os.O_CREAT | os.O_WRONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def arrive(folder: str, process: int = 0) -> None:

@@ -1,11 +1,13 @@
 """Runs one training run as several processes of this machine, and starts them again when one dies.
 
-    python launch/local.py --num_processes=2 [--name=NAME] [--workdir_root=runs] [--devices=K]
-        [--max_restarts=3] [--module=vimoe_jax.main] [--dry-run] -- --config=FILE …
+    python launch/local.py --num_processes=2 [--name=NAME] [--workdir_root=runs]
+        [--devices=K | --gpus=K] [--max_restarts=3] [--module=vimoe_jax.main] [--dry-run]
+        -- --config=FILE …
 
 What follows `--` goes to the module. Each process gets --coordinator, --num_processes and
---process_id on this machine; --devices=K gives each K simulated CPU devices. Their output lies in
-WORKDIR/logs/process-I.log; the first one's is shown here as well.
+--process_id on this machine; --devices=K gives each K simulated CPU devices, --gpus=K the next K
+GPUs (of CUDA_VISIBLE_DEVICES, if that is set). Their output lies in WORKDIR/logs/process-I.log; the
+first one's is shown here as well.
 
 SIGTERM and Ctrl-C go to all processes, which save and stop. A process that dies takes the others
 with it, and all are started again from the last checkpoint, except after exit code 2: that is a
@@ -35,8 +37,13 @@ def main(argv: Sequence[str]) -> int:
     argv = list(argv)
     rest = argv[argv.index("--") + 1 :] if "--" in argv else []
     options = _parser().parse_args(argv[: argv.index("--")] if "--" in argv else argv)
-    if options.num_processes < 1 or options.devices < 0 or options.max_restarts < 0:
-        print("error: counts must be positive", file=sys.stderr)
+    counts = (options.num_processes - 1, options.devices, options.gpus, options.max_restarts)
+    try:
+        if min(counts) < 0:
+            raise ValueError("counts must be positive")
+        places = _places(options.num_processes, options.devices, options.gpus)
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
         return 2
     workdir = Path(options.workdir_root) / options.name
     given = [word.partition("=")[2] for word in rest if word.startswith("--workdir=")]
@@ -46,12 +53,11 @@ def main(argv: Sequence[str]) -> int:
         rest = [*rest, f"--workdir={workdir}"]
     base = [sys.executable, "-m", options.module, *rest]
     if options.dry_run:
-        for command in _commands(base, options.num_processes, "PORT"):
-            print(_flags(options.devices) + shlex.join(command))
+        for place, command in zip(places, _commands(base, len(places), "PORT"), strict=True):
+            variables = [f"{name}={shlex.quote(value)} " for name, value in place.items()]
+            print("".join(variables) + shlex.join(command))
         return 0
-    return _Job(base, options.num_processes, options.devices, workdir / "logs").run(
-        options.max_restarts
-    )
+    return _Job(base, places, workdir / "logs").run(options.max_restarts)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,15 +68,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default="local")
     parser.add_argument("--workdir_root", default="runs")
     parser.add_argument("--devices", type=int, default=0)
+    parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--max_restarts", type=int, default=3)
     parser.add_argument("--module", default="vimoe_jax.main")
     parser.add_argument("--dry-run", action="store_true")
     return parser
 
 
-def _flags(devices: int) -> str:
-    value = f"--xla_force_host_platform_device_count={devices}"
-    return f"XLA_FLAGS={shlex.quote(value)} JAX_PLATFORMS=cpu " if devices else ""
+def _places(count: int, devices: int, gpus: int) -> list[dict[str, str]]:
+    """Each process's environment variables: which devices are its own."""
+    if devices and gpus:
+        raise ValueError("--devices simulates devices of a CPU: give it or --gpus, not both")
+    if devices:
+        flag = f"--xla_force_host_platform_device_count={devices}"
+        return [{"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}] * count
+    if not gpus:
+        return [{}] * count
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    have = visible.split(",") if visible else [str(i) for i in range(count * gpus)]
+    if len(have) < count * gpus:
+        raise ValueError(f"--gpus: {count * gpus} are needed, CUDA_VISIBLE_DEVICES={visible}")
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(have[i * gpus :][:gpus])} for i in range(count)]
 
 
 def _commands(base: list[str], count: int, port: int | str) -> list[list[str]]:
@@ -88,8 +106,8 @@ def _free_port() -> int:
 class _Job:
     """The processes of one run, from attempt to attempt."""
 
-    def __init__(self, base: list[str], count: int, devices: int, logs: Path):
-        self._base, self._count, self._devices, self._logs = base, count, devices, logs
+    def __init__(self, base: list[str], places: list[dict[str, str]], logs: Path):
+        self._base, self._places, self._logs = base, places, logs
         self._processes: list[subprocess.Popen] = []
         self._signals: list[int] = []
 
@@ -121,12 +139,12 @@ class _Job:
 
     def _attempt(self) -> int:
         """Starts all processes; returns 2 if one ended so, else the first code that is not 0."""
-        env = os.environ.copy()
-        if self._devices:
-            count = f"--xla_force_host_platform_device_count={self._devices}"
-            env |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{env.get('XLA_FLAGS', '')} {count}"}
         self._processes, logs = [], []
-        for i, command in enumerate(_commands(self._base, self._count, _free_port())):
+        commands = _commands(self._base, len(self._places), _free_port())
+        for i, (place, command) in enumerate(zip(self._places, commands, strict=True)):
+            env = os.environ | place
+            if flags := os.environ.get("XLA_FLAGS"):
+                env["XLA_FLAGS"] = f"{flags} {place.get('XLA_FLAGS', '')}"
             log = open(self._logs / f"process-{i}.log", "ab")
             logs.append(log)
             # A session of their own: Ctrl-C comes to them from here, once.

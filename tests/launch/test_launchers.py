@@ -187,3 +187,17 @@ def test_local_shows_one_command_a_process():
     assert [line[-1] for line in lines] == ["--process_id=0", "--process_id=1"]
     assert all(AWKWARD in line and "--workdir=runs/n" in line for line in lines)
     assert lines[0][0] == "XLA_FLAGS=--xla_force_host_platform_device_count=4"
+
+
+def test_local_deals_out_gpus(monkeypatch):
+    def places(*more, code=0):
+        return call("local.py", "--num_processes=2", *more, "--dry-run", "--", "x", code=code)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    first = [shlex.split(line)[0] for line in places("--gpus=2").splitlines()]
+    assert first == ["CUDA_VISIBLE_DEVICES=0,1", "CUDA_VISIBLE_DEVICES=2,3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    first = [shlex.split(line)[0] for line in places("--gpus=1").splitlines()]
+    assert first == ["CUDA_VISIBLE_DEVICES=5", "CUDA_VISIBLE_DEVICES=GPU-7"]
+    assert "4 are needed, CUDA_VISIBLE_DEVICES=5,GPU-7" in places("--gpus=2", code=2)
+    assert "not both" in places("--gpus=1", "--devices=1", code=2)
