@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import peers, train_step
+from benchmarks import profiling, train_step, upcycling
 
 B, P, S = 2, 16, 6  # rows, patches, text tokens
 
@@ -56,3 +56,47 @@ def test_sharded_peer_counts_the_tokens_of_all_its_processes():
     patches = 4  # the peer's: 32 x 32 pixels in squares of 16
     assert record["tokens_per_s"] == pytest.approx(1e3 * 2 * B * (patches + S) / record["ms"])
     assert record["params"] == 6_066_832  # of the whole model, though every process holds half
+
+
+def test_time_in_collectives_and_beside_computation():
+    def event(device, kernel, start, end):
+        return profiling.Event(device, kernel, "", start, end)
+
+    events = [
+        event("GPU:0", "gemm", 0, 40),
+        event("GPU:0", "ncclDevKernel_AllGather", 30, 60),  # 10 of 30 beside the product
+        event("GPU:0", "ncclDevKernel_AllReduce", 50, 70),  # 10 of them once more
+        event("GPU:0", "gemm", 70, 100),
+        event("GPU:1", "gemm", 0, 100),
+    ]
+    share, overlap = profiling.communication(events)
+    assert share == pytest.approx((0.4 + 0) / 2) and overlap == pytest.approx((10 / 40 + 0) / 2)
+    assert profiling.kernels(events, calls=1)[0] == ("gemm", "", pytest.approx(170e-6))
+
+
+def test_kernels_are_told_apart_by_scope():
+    hlo = """
+  %loop_add_fusion.3 = f32[2] fusion(%a), metadata={op_name="jit(step)/optimizer/add"}
+  ROOT %dot.1 = f32[2] dot(%a, %b), metadata={op_name="jit(step)/transpose(jvp(decoder))/mlp/dot"}
+"""
+    rows = [
+        ("loop_add_fusion_3", "command_buffer", 2.0),
+        ("gemm", "dot.1", 3.0),
+        ("cudnn", "", 1.0),
+    ]
+    assert profiling.by_scope(rows, hlo) == [
+        ("decoder mlp backward", 3.0), ("optimizer", 2.0), ("cudnn", 1.0),
+    ]  # fmt: skip
+
+
+def test_seeds_of_several_files_are_one_study():
+    def study(*seeds, train=48):
+        runs = [{"arm": "dense", "seed": seed, "curve": []} for seed in seeds]
+        return {"size": {"train": train}, "device": "cpu", "jax": "1", "runs": runs}
+
+    whole = upcycling.merged([study(0, 1), study(2)])
+    assert [run["seed"] for run in whole["runs"]] == [0, 1, 2]
+    with pytest.raises(SystemExit, match="more than one"):
+        upcycling.merged([study(0), study(0)])
+    with pytest.raises(SystemExit, match="different sizes"):
+        upcycling.merged([study(0), study(1, train=49)])
