@@ -80,6 +80,18 @@ def test_tensor_takes_what_the_batch_cannot_split_and_stays_within_a_host():
         chosen(config(rows=4), machine(8, 1))
 
 
+def test_rows_are_read_by_process():
+    gpus = dict(device_kind="NVIDIA H100 80GB HBM3", platform="gpu")
+    c = config(rows=4, tensor=2)
+    blueprint = Blueprint.create(c.model, VOCAB)
+    assert mesh_lib.for_run(c, blueprint, machine(4, 2, **gpus)).shape["tensor"] == 2
+    # One node, but a process for each of its GPUs.
+    with pytest.raises(UserError, match=r"mesh.tensor: 2 devices .* one process, which has 1"):
+        mesh_lib.for_run(c, blueprint, machine(8, 1, **gpus))
+    with pytest.raises(UserError, match=r"train.batch_size: 4 rows cannot be split over 8"):
+        chosen(config(rows=4), machine(8, 1, **gpus))
+
+
 def test_where_nothing_fits_the_parameters_take_least():
     assert chosen(config("dense"), machine(1, 4, memory=1)) == {"fsdp": 4}
 

@@ -44,6 +44,12 @@ def for_run(c: Config, blueprint: Blueprint, devices: list[Any] | None = None) -
     mesh = make_mesh(choose(c, blueprint, devices) if c.mesh.rule == "auto" else sizes, devices)
     for complaint in _complaints(c, dict(mesh.shape)):
         raise UserError(f"config.{complaint}")
+    own, tensor = _of_a_process(devices), mesh.shape["tensor"]
+    if own % tensor:
+        raise UserError(
+            f"config.mesh.tensor: {tensor} devices share their rows, and must be of one process, "
+            f"which has {own}: rows are read by process"
+        )
     return mesh
 
 
@@ -58,16 +64,16 @@ def choose(c: Config, blueprint: Blueprint, devices: list[Any]) -> dict[str, int
 
     In this order: as few devices as possible along `tensor`, then splitting the parameters (`fsdp`
     × `expert`) no more than lets 16 bytes of each parameter fit half of a device's memory, then as
-    much of that as possible along `expert`; all others are `data`. `tensor` stays within a host and
-    divides the decoder's heads; `expert` divides the experts and, on GPUs, stays within a host. If
-    the parameters fit nowhere, the mesh on which they take least.
+    much of that as possible along `expert`; all others are `data`. `tensor` stays within a process
+    and divides the decoder's heads; `expert` divides the experts and, on GPUs, stays within a host.
+    If the parameters fit nowhere, the mesh on which they take least.
 
     Raises:
       UserError: the batch can be split on no mesh.
     """
     count = len(devices)
-    host = devices_of_a_host(devices)
-    near = host if devices[0].platform == "gpu" else count
+    own = _of_a_process(devices)
+    near = devices_of_a_host(devices) if devices[0].platform == "gpu" else count
     budget = _SHARE * memory(devices[0])
     meshes = []
     for tensor, fsdp, expert in itertools.product(_divisors(count), repeat=3):
@@ -75,7 +81,7 @@ def choose(c: Config, blueprint: Blueprint, devices: list[Any]) -> dict[str, int
             continue
         data = count // (tensor * fsdp * expert)
         sizes = {"data": data, "fsdp": fsdp, "expert": expert, "tensor": tensor}
-        if host % tensor or near % (expert * tensor) or not _splits_heads(c, tensor):
+        if own % tensor or near % (expert * tensor) or not _splits_heads(c, tensor):
             continue
         if expert > 1 and not _experts(c):
             continue
@@ -101,9 +107,13 @@ def memory(device: Any) -> float:
 
 def devices_of_a_host(devices: list[Any]) -> int:
     """Devices that are joined without a network: a process's, or on GPUs a node's."""
-    mine = min(collections.Counter(d.process_index for d in devices).values())
+    mine = _of_a_process(devices)
     chip = hardware.chip_of(devices[0].device_kind)
     return max(mine, math.gcd(chip.node, len(devices)) if chip and chip.node else 1)
+
+
+def _of_a_process(devices: list[Any]) -> int:
+    return min(collections.Counter(d.process_index for d in devices).values())
 
 
 def _divisors(n: int) -> list[int]:
