@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import profiling, train_step, upcycling
+from benchmarks import peers, profiling, train_step, upcycling
 
 B, P, S = 2, 16, 6  # rows, patches, text tokens
 

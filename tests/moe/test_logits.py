@@ -26,11 +26,14 @@ def exact(a):
     return np.asarray(a, np.float64)
 
 
-def check(got, a, b, tolerance):
-    """`got = a @ b`, relative to the summands: sums may cancel to nothing."""
+def error(got, a, b):
+    """Largest error of `got = a @ b`, relative to the summands: sums may cancel to nothing."""
     a, b = exact(a), exact(b)
-    error = np.abs(exact(got) - a @ b)
-    assert (error <= tolerance * (np.abs(a) @ np.abs(b))).all()
+    return np.max(np.abs(exact(got) - a @ b) / (np.abs(a) @ np.abs(b)))
+
+
+def check(got, a, b, tolerance):
+    assert error(got, a, b) <= tolerance
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "jit"])
@@ -40,7 +43,10 @@ def test_logits_are_of_float32_accuracy(compiled, tokens, spread):
     x, w, _ = operands(tokens, spread)
     y = (jax.jit(router_logits) if compiled else router_logits)(x, w)
     assert y.dtype == jnp.float32
-    check(y, x, w, 1e-6)
+    # Processors differ in how they sum products of bfloat16 in float32: by pairs with AVX-512, each
+    # of which is rounded twice. So it is measured by what this one's float32 product loses.
+    plain = jnp.matmul(x.astype(jnp.float32), w, precision="highest")
+    check(y, x, w, max(1e-6, 3 * error(plain, x, w)))
     norm = np.linalg.norm(exact(x) @ exact(w))
     assert np.linalg.norm(exact(y) - exact(x) @ exact(w)) <= 1e-5 * norm
 
