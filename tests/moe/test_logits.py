@@ -43,8 +43,8 @@ def test_logits_are_of_float32_accuracy(compiled, tokens, spread):
     x, w, _ = operands(tokens, spread)
     y = (jax.jit(router_logits) if compiled else router_logits)(x, w)
     assert y.dtype == jnp.float32
-    # Processors differ in what they lose as they sum products of bfloat16 in float32 (1.4e-6 was seen
-    # on one with AVX-512's). So it is measured by what this one's float32 product loses.
+    # Processors differ in what they lose as they sum products of bfloat16 in float32 (1.4e-6 was
+    # seen on one with AVX-512's). So it is measured by what this one's float32 product loses.
     plain = jnp.matmul(x.astype(jnp.float32), w, precision="highest")
     check(y, x, w, max(1e-6, 3 * error(plain, x, w)))
     norm = np.linalg.norm(exact(x) @ exact(w))
