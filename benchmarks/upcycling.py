@@ -29,7 +29,6 @@ import dataclasses
 import itertools
 import json
 import multiprocessing
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -39,11 +38,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.upcycling_report import ARMS, merged, report
+
 if TYPE_CHECKING:
     from vimoe_jax.config import Config
     from vimoe_jax.data.records import Record
 
-ARMS = ("dense", "scratch", "copy", "drop", "granular", "importance")
 POINTS = 10  # validations of an arm
 TEXT = ("tokens", "targets", "weights", "segments", "positions")
 
@@ -298,7 +298,7 @@ def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], Non
     Args:
       size: of pictures, model and training.
       seeds: of parameters and of the order of pictures.
-      save: gets all curves and sizes after each seed.
+      save: gets all curves and sizes so far after each arm.
     """
     import jax
 
@@ -321,6 +321,8 @@ def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], Non
 
     costs = {arm: model_flops_of(size, arm, vocab) for arm in ARMS}
     budget = size.extra * size.parent_steps * costs["dense"]
+    of = {"size": dataclasses.asdict(size), "jax": jax.__version__}
+    of["device"] = jax.devices()[0].device_kind
     runs: list[dict[str, Any]] = []
     for seed in seeds:
         whole = size.parent_steps + round(budget / costs["dense"])
@@ -357,14 +359,7 @@ def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], Non
                     "active": sizes[1],
                 }
             )
-        save(
-            {
-                "size": dataclasses.asdict(size),
-                "device": jax.devices()[0].device_kind,
-                "jax": jax.__version__,
-                "runs": runs,
-            }
-        )
+            save(of | {"runs": runs})
 
 
 def model_flops_of(size: Size, arm: str, vocab: int) -> float:
@@ -374,97 +369,6 @@ def model_flops_of(size: Size, arm: str, vocab: int) -> float:
 
     c = configuration(size, arm, 2)
     return model_flops(c, Blueprint.create(c.model, vocab))
-
-
-def merged(read: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One study of several's seeds, which must be of one size, device and version."""
-    first = read[0]
-    for other in read[1:]:
-        if any(other[key] != first[key] for key in ("size", "device", "jax")):
-            raise SystemExit("--read: the files are of different sizes, devices or versions")
-    runs = [run for one in read for run in one["runs"]]
-    if len({(r["arm"], r["seed"]) for r in runs}) < len(runs):
-        raise SystemExit("--read: a seed is in more than one file")
-    return first | {"runs": runs}
-
-
-def report(results: dict[str, Any], folder: Path) -> str:
-    """Writes `upcycling.md` and `upcycling.png`; returns the text."""
-    size, runs = results["size"], results["runs"]
-    seeds = len({r["seed"] for r in runs})
-    parent = [r["curve"][-1]["loss"] for r in runs if r["arm"] == "parent"]
-    lines = [
-        "# Upcycling on ViScenes",
-        "",
-        f"{size['train']} pictures, width {size['width']}, {size['depth']} layers in tower and "
-        f"decoder, batches of {size['batch_size']}; {results['device']}, JAX {results['jax']}; "
-        f"{seeds} seed(s). Parent after {size['parent_steps']} steps: validation loss "
-        f"{_spread(parent)}. "
-        f"Every arm then gets {size['extra']:g}× the parent's FLOPs.",
-        "",
-        "| arm | parameters | active | steps | seconds | loss at once | at half | at the end "
-        "| accuracy | at equal time |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    own = {arm: [r for r in runs if r["arm"] == arm] for arm in ARMS}
-    # The time in which the fastest arm is done: what every arm has reached by then.
-    limit = min(r["curve"][-1]["seconds"] for arm in ARMS for r in own[arm])
-    for arm in ARMS:
-        curves = [r["curve"] for r in own[arm]]
-        columns = [
-            arm,
-            f"{own[arm][0]['parameters']:,}",
-            f"{own[arm][0]['active']:,}",
-            f"{curves[0][-1]['step']}",
-            f"{statistics.mean(c[-1]['seconds'] for c in curves):.0f}",
-            _spread([c[0]["loss"] for c in curves]),
-            _spread([c[len(c) // 2]["loss"] for c in curves]),
-            _spread([c[-1]["loss"] for c in curves]),
-            _spread([c[-1]["accuracy"] for c in curves]),
-            _spread([_by(c, limit) for c in curves]),
-        ]
-        lines.append(f"| {' | '.join(columns)} |")
-    lines += [
-        "",
-        f"Mean ± standard deviation over seeds. *At equal time*: after {limit:.0f} s of training, "
-        "the fastest arm's. Loss and accuracy are per answer token. What the arms are: "
-        "`benchmarks/upcycling.py`.",
-        "",
-        "![Validation loss over extra FLOPs](upcycling.png)",
-    ]
-    text = "\n".join(lines) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "upcycling.md").write_text(text, encoding="utf-8")
-    _plot(own, folder / "upcycling.png")
-    return text
-
-
-def _spread(values: list[float]) -> str:
-    mean = f"{statistics.mean(values):.4f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.4f}"
-
-
-def _by(curve: list[dict[str, float]], seconds: float) -> float:
-    """The loss at a time, between the two points around it."""
-    return float(np.interp(seconds, [p["seconds"] for p in curve], [p["loss"] for p in curve]))
-
-
-def _plot(own: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=True)
-    for arm, runs in own.items():
-        for axes, unit in ((left, "flops"), (right, "seconds")):
-            x = np.mean([[p[unit] for p in r["curve"]] for r in runs], 0)
-            axes.plot(x, np.mean([[p["loss"] for p in r["curve"]] for r in runs], 0), label=arm)
-    left.set(xlabel="extra FLOPs", ylabel="validation loss", yscale="log")
-    right.set(xlabel="seconds of training")
-    left.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -490,7 +394,7 @@ def main(argv: Sequence[str]) -> int:
 
         def save(new: dict[str, Any]) -> None:
             results.update(new)
-            if given.out:  # after each seed: a machine may be taken away
+            if given.out:  # after each arm: a machine may be taken away
                 given.out.write_text(json.dumps(new) + "\n", encoding="utf-8")
 
         study(size, given.seeds or ((0,) if given.tiny else (0, 1, 2)), save)
