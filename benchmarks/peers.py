@@ -306,16 +306,22 @@ def measure_model(a: argparse.Namespace, device: torch.device) -> dict[str, Any]
     return model_record(a, model, measure_steps(a, model, forward, inputs, device, autocast))
 
 
-def run(arguments: list[str], timeout: float) -> list[dict[str, Any]]:
+def run(
+    arguments: list[str], timeout: float, env: dict[str, str] | None = None
+) -> list[dict[str, Any]]:
     """The records of `python -m benchmarks.peers *arguments`, run for at most `timeout` seconds.
 
     A process of its own gives torch's memory back, and lets JAX's be: the caller must not hold
-    the device (no JAX array before this, or XLA_PYTHON_CLIENT_PREALLOCATE=false).
+    the device (no JAX array before this, or XLA_PYTHON_CLIENT_PREALLOCATE=false). `env` is added to
+    its environment.
     """
     command = [sys.executable, "-m", "benchmarks.peers", *arguments]
     # Files, not pipes: compile workers inherit a pipe and could keep it open after a kill.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        child = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=err, start_new_session=True)
+        child = subprocess.Popen(
+            command, cwd=ROOT, stdout=out, stderr=err, start_new_session=True,
+            env=os.environ | (env or {}),
+        )  # fmt: skip
         failure = None
         try:
             if code := child.wait(timeout):

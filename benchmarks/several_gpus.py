@@ -1,20 +1,21 @@
 """The training step on several GPUs of one host beside one: scaling, exchange, parity, faults.
 
-python -m benchmarks.several_gpus [--gpus=2] [--parts=parity,scaling,exchange,faults] [--out=o.json]
+python -m benchmarks.several_gpus [--gpus=2] [--parts=parity,faults,tune,scaling,exchange,peers]
 python -m benchmarks.several_gpus --tiny --gpus=2        # simulated devices of a CPU
 
   parity    losses of steps in float32 on every factorisation of the mesh over those of one GPU
-  scaling   `benchmarks.train_step`'s dense and MoE models, 32 rows a GPU, on data, fsdp and expert
-            meshes: efficiency is tokens/s over as many times one GPU's. Goal: at least 0.92.
-            Also the share of a step in which a GPU exchanges, and the share of that in which it
-            computes at the same time
-  exchange  the MoE model with experts on all GPUs: by capacity; dropless, pieces at their true
-            lengths (ragged all-to-all) and padded
-  faults    a run of one process a GPU, one of which is killed; started again on a single GPU, it
+  faults    a run of one process a GPU, one of which is killed; started again on half as many, it
             goes on from the last checkpoint
+  tune      the dense model on fsdp and the MoE on expert under `benchmarks.turns.TUNED`
+  scaling   `benchmarks.train_step`'s dense and MoE models, 32 rows a GPU, on data, fsdp and expert
+            meshes of 2, 4, … GPUs: efficiency is tokens/s over as many times one GPU's. Goal: at
+            least 0.92. Also the share of a step in which a GPU exchanges, and the share of that in
+            which it computes at the same time
+  exchange  the MoE model with experts on all GPUs: by capacity; dropless, pieces padded and at
+            their true lengths (ragged all-to-all, by XLA's kernel and by NCCL)
   peers     transformers' LLaVA under FSDP2 (`benchmarks.peers`), one GPU and all
 
-A part's variants are processes that compile at once and then have the GPUs one after the other.
+While variants compile, parity and faults run beside them; all else has the GPUs to itself.
 NVLink multicast stays off (NCCL_NVLS_ENABLE=0).
 """
 
@@ -26,85 +27,82 @@ import itertools
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks import train_step
+from benchmarks import train_step, turns
 from benchmarks.train_step import ROOT, Variant
+from benchmarks.turns import FLAGS, TUNED, Run
 
 PARITY = 1e-5  # relative, of float32
 AXES = ("data", "fsdp", "expert", "tensor")
+PARTS = ("parity", "faults", "tune", "scaling", "exchange", "peers")
 
 
-def scaling(gpus: int, same: dict[str, Any]) -> Iterator[list[Variant]]:
-    """Groups of variants that compile at once."""
-    meshes = [((axis, gpus),) for axis in ("data", "fsdp", "expert")]
-    yield [Variant("dense", mesh=mesh, **same) for mesh in ((), *meshes[:2])]
+def tuning(gpus: int, same: dict[str, Any], flags: str) -> list[Run]:
+    """One GPU, then the kinds of exchange under each set of flags."""
     moe = dict(same, capacity=1.0)
-    yield [Variant("moe", mesh=mesh, **moe) for mesh in ((), *meshes)]
+    tuned = [
+        Variant("dense", mesh=(("fsdp", gpus),), **same),
+        Variant("moe", mesh=(("expert", gpus),), **moe),
+    ]
+    alone = [Run(Variant("dense", **same), flags), Run(Variant("moe", **moe), flags)]
+    return alone + [Run(v, name) for name in TUNED for v in tuned]
 
 
-def exchanged(gpus: int, same: dict[str, Any]) -> Iterator[list[Variant]]:
-    """Dropless on one GPU, and on all with both kinds of exchange."""
+def scaling(gpus: int, same: dict[str, Any], flags: str) -> list[Run]:
+    """One GPU, then more and more."""
+    moe = dict(same, capacity=1.0)
+    found = [Variant("dense", **same), Variant("moe", **moe)]
+    counts = [2**i for i in range(1, gpus.bit_length()) if 2**i <= gpus]
+    for count in reversed(counts):
+        found += [Variant("dense", mesh=((axis, count),), **same) for axis in ("fsdp", "data")]
+        found += [Variant("moe", mesh=((a, count),), **moe) for a in ("expert", "fsdp", "data")]
+    if gpus >= 4:
+        found.append(Variant("moe", mesh=(("fsdp", gpus // 2), ("expert", 2)), **moe))
+    return [Run(v, flags) for v in found]
+
+
+def exchanged(gpus: int, same: dict[str, Any], flags: str) -> list[Run]:
+    """Dropless and by capacity on one GPU, and on all with both kinds of exchange."""
     experts = (("expert", gpus),)
-    yield [
+    found = [
         Variant("moe", "dropless", **same),
-        Variant("moe", "dropless", mesh=experts, **same),
-        Variant("moe", "dropless", mesh=experts, padded=True, **same),
+        Variant("moe", "gather", 1.25, **same),
+        Variant("moe", "dropless", mesh=experts, parts=0, **same),
         Variant("moe", "gather", 1.25, mesh=experts, **same),
     ]
+    ragged = (
+        []
+        if same["tiny"]
+        else [  # which XLA on CPU has not
+            Run(Variant("moe", "dropless", mesh=experts, parts=64, **same), flags),
+            Run(Variant("moe", "dropless", mesh=experts, parts=1, **same), "send"),
+        ]
+    )
+    return [Run(v, flags) for v in found] + ragged
 
 
-def together(variants: list[Variant], timeout: float, tiny: bool) -> list[dict[str, Any]]:
-    """`train_step.measure` of each in a process of its own, compiled at once, timed in turn."""
-    children = []
-    with tempfile.TemporaryDirectory() as folder:
-        for v in variants:
-            v = dataclasses.replace(v, turn=(folder, len(variants)))
-            # While one runs, the others have compiled and hold next to nothing.
-            env = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false")
-            if tiny:
-                env |= _simulated(v.devices())
-            command = ["-m", "benchmarks.train_step", "--one", json.dumps(dataclasses.asdict(v))]
-            out = tempfile.TemporaryFile("w+")
-            children.append(
-                (
-                    v,
-                    out,
-                    subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=out, env=env),
-                )
-            )
-        end = time.monotonic() + timeout
-        while time.monotonic() < end and any(c.poll() is None for *_, c in children):
-            for *_, child in children:
-                if child.poll() is not None:
-                    train_step.arrive(folder, child.pid)
-            time.sleep(0.1)
-        records = []
-        for v, out, child in children:
-            failed = f"timed out after {timeout:g} s" if child.poll() is None else None
-            child.kill()
-            if child.wait() and not failed:
-                failed = f"exit code {child.returncode}: see above"
-            out.seek(0)
-            record = {"name": v.name(), "error": failed} if failed else None
-            records.append(record or json.loads(out.read().splitlines()[-1]))
-            out.close()
-    return records
+def best(records: Sequence[dict[str, Any]]) -> str:
+    """The flags under which tokens/s are highest, in the geometric mean over what was tuned."""
+    speeds: dict[str, list[float]] = {name: [] for name in TUNED}
+    for r in records:
+        if "error" not in r and r["devices"] > 1:
+            speeds[r["name"].split()[-1]].append(r["tokens_per_s"])
+    whole = max(map(len, speeds.values()))
+    full = {name: s for name, s in speeds.items() if s and len(s) == whole}
+    return max(full, key=lambda name: statistics.geometric_mean(full[name]))
 
 
-def _simulated(count: int) -> dict[str, str]:
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
-    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-
-
-def parity(gpus: int) -> list[dict[str, Any]]:
-    """Largest relative difference of a loss or gradient norm of three steps to one device's."""
+def numbers(v: Variant) -> list[float]:
+    """Loss and gradient norm of three steps of a small model in float32."""
     import jax
 
     from vimoe_jax.model.blueprint import Blueprint
@@ -112,36 +110,56 @@ def parity(gpus: int) -> list[dict[str, Any]]:
     from vimoe_jax.train.program import Program
 
     jax.config.update("jax_default_matmul_precision", "highest")
+    c = train_step.configuration(v)
+    mesh = make_mesh(dict(v.mesh), jax.devices()[: v.devices()])
+    blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
+    program = Program.create(c, blueprint, mesh)
+    state = program.init(jax.random.key(0))
+    batch = to_mesh(train_step.random_batch(c, blueprint.vocab_size), mesh)
+    step, out = program.step(), []
+    for _ in range(3):
+        state, metrics = step(state, batch)
+        out += [float(metrics.tokens.loss / metrics.tokens.weight), float(metrics.grad_norm)]
+    return out
 
-    def numbers(v: Variant) -> list[float]:
-        c = train_step.configuration(v)
-        mesh = make_mesh(dict(v.mesh), jax.devices()[: v.devices()])
-        blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
-        program = Program.create(c, blueprint, mesh)
-        state = program.init(jax.random.key(0))
-        batch = to_mesh(train_step.random_batch(c, blueprint.vocab_size), mesh)
-        step, out = program.step(), []
-        for _ in range(3):
-            state, metrics = step(state, batch)
-            out += [float(metrics.tokens.loss / metrics.tokens.weight), float(metrics.grad_norm)]
-        return out
 
-    records = []
-    for model, dispatcher in (("dense", ""), ("moe", "gather"), ("moe", "dropless")):
-        alone = None
+def parity(gpus: int, timeout: float) -> list[dict[str, Any]]:
+    """Largest relative difference of `numbers` on each mesh to one device's."""
+    of_model: dict[tuple[str, str], list[Variant]] = {}
+    for key in (("dense", "gather"), ("moe", "gather"), ("moe", "dropless")):
         for sizes in [(1, 1, 1, 1), *_factorisations(gpus)]:
             mesh = tuple((a, n) for a, n in zip(AXES, sizes, strict=True) if n > 1)
-            if model == "dense" and dict(mesh).get("expert"):
+            if key[0] == "dense" and "expert" in dict(mesh):
                 continue
             rows = 16 // math.prod(sizes)
-            v = Variant(model, dispatcher or "gather", mesh=mesh, batch=rows, text=24, tiny=True)
-            got = numbers(v)
-            if alone is None:
-                alone = got
+            v = Variant(*key, mesh=mesh, batch=rows, text=24, tiny=True)
+            of_model.setdefault(key, []).append(v)
+    until = time.monotonic() + timeout
+
+    def apart(v: Variant) -> list[float] | None:
+        command = [sys.executable, "-m", "benchmarks.several_gpus", "--numbers"]
+        env = turns.environment(v.devices(), 0)
+        try:
+            done = subprocess.run(
+                [*command, json.dumps(dataclasses.asdict(v))], cwd=ROOT, env=env, text=True,
+                stdout=subprocess.PIPE, timeout=max(0.1, until - time.monotonic()),
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return None
+        return None if done.returncode else json.loads(done.stdout.splitlines()[-1])
+
+    records = []
+    with ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2)) as threads:
+        found = {key: threads.map(apart, vs) for key, vs in of_model.items()}
+    for key, (alone, *others) in found.items():
+        for v, got in zip(of_model[key][1:], others, strict=True):
+            if got is None or alone is None:
+                records.append({"name": v.name(), "error": "no numbers: see above, or no time"})
                 continue
-            apart = max(abs(a - b) / abs(b) for a, b in zip(got, alone, strict=True))
-            records.append({"name": v.name(), "difference": apart})
-            print(f"{v.name():40}{apart:11.1e}", flush=True)
+            far = max(abs(a - b) / abs(b) for a, b in zip(got, alone, strict=True))
+            records.append({"name": v.name(), "difference": far})
+            if far > PARITY:
+                records[-1]["error"] = f"{far:.1e} apart, more than {PARITY:g}"
     return records
 
 
@@ -156,13 +174,14 @@ def _factorisations(n: int) -> Iterator[tuple[int, ...]]:
 
 
 def killed(gpus: int, tiny: bool) -> list[dict[str, Any]]:
-    """A run of one process a GPU, the last of which is killed; then the same run on one GPU.
+    """A run of one process a GPU, the last of which is killed; then the same run on half as many.
 
     Losses are compared with an undisturbed run's on one GPU, in float32.
     """
     from benchmarks.input_pipeline import make_source
 
     steps, every = (12, 4) if tiny else (60, 10)
+    fewer = max(1, gpus // 2)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         data.mkdir()
@@ -197,19 +216,21 @@ def killed(gpus: int, tiny: bool) -> list[dict[str, Any]]:
                 break
         first = run.wait()
         saved = sorted(int(p.name) for p in (Path(folder) / "run/checkpoints").glob("[0-9]*"))
-        again = subprocess.run(command("run", 1), **{**quiet, "stdout": subprocess.PIPE}, text=True)
+        again = subprocess.run(
+            command("run", fewer), **{**quiet, "stdout": subprocess.PIPE}, text=True
+        )
         alone.wait()
         whole, resumed = losses("alone"), losses("run")
         same = whole.keys() == resumed.keys()
         apart = max((abs(resumed[s] - x) / x for s, x in whole.items() if s in resumed), default=1)
         record = {
-            "name": f"killed on {gpus}, goes on on one", "killed_after": at, "exit_code": first,
+            "name": f"killed on {gpus}, goes on on {fewer}", "killed_after": at, "exit_code": first,
             "resumed_at": saved[-1] if saved else None, "again": again.returncode,
             "same_steps": same, "difference": apart,
         }  # fmt: skip
     print(
-        f"one of {gpus} killed after step {at}: the launcher ends with {first}; on one GPU it goes "
-        f"on at step {record['resumed_at']} and ends with {again.returncode}; losses of all "
+        f"one of {gpus} killed after step {at}: the launcher ends with {first}; on {fewer} it "
+        f"goes on at step {record['resumed_at']} and ends with {again.returncode}; losses of all "
         f"{len(whole)} steps at most {apart:.1e} from an undisturbed run's"
     )
     if not same or first == 0 or again.returncode or apart > 1e-4:
@@ -248,16 +269,29 @@ def get_config():
 
 
 def peers_of(gpus: int, timeout: float, tiny: bool, sizes: Sequence[str]) -> list[dict[str, Any]]:
-    """transformers' dense LLaVA, compiled, on one GPU and under FSDP2 on all."""
+    """transformers' LLaVA, dense and MoE, compiled: under FSDP2 on all GPUs, and alone on one.
+
+    The two models' runs on one GPU are beside each other.
+    """
     from benchmarks import peers
 
-    model = ["model", "--kind", "dense", "--precision", "float32", "--compile", *sizes]
-    records = []
-    for count in (1, gpus):
-        records += peers.run([*model, f"--gpus={count}", *["--tiny"] * tiny], timeout)
-        records[-1]["devices"] = count
-    compare(records, records[0])
-    return records
+    until, few = time.monotonic() + timeout, ["--tiny"] * tiny
+
+    def run(kind: str, count: int) -> dict[str, Any]:
+        impl = ["--impl", "grouped_mm_bf16"] if kind == "moe" else []
+        model = ["model", "--kind", kind, "--precision", "float32", "--compile", *impl]
+        env = {} if tiny or count > 1 else {"CUDA_VISIBLE_DEVICES": "01"[kind == "moe"]}
+        left = max(1.0, until - time.monotonic())
+        record = peers.run([*model, *sizes, f"--gpus={count}", *few], left, env)[-1]
+        return record | {"devices": count}
+
+    kinds = ("dense", "moe")
+    on_all = [run(kind, gpus) for kind in kinds]
+    with ThreadPoolExecutor(1 if tiny else 2) as threads:
+        alone = list(threads.map(run, kinds, (1, 1)))
+    for one, all_of in zip(alone, on_all, strict=True):
+        compare([one, all_of], one)
+    return alone + on_all
 
 
 COLUMNS = (
@@ -273,92 +307,141 @@ COLUMNS = (
 )
 
 
-def show(records: list[dict[str, Any]]) -> None:
-    """Prints a part's lines."""
-    print(f"{'':36}" + "".join(f"{title:>11}" for _, title, _ in COLUMNS))
+def show(records: Sequence[dict[str, Any]]) -> None:
+    """Prints a table."""
+    print(f"{'':48}" + "".join(f"{title:>11}" for _, title, _ in COLUMNS))
     for r in records:
         if "error" in r:
-            print(f"{r['name']:36}  {r['error']}")
+            print(f"{r['name']:48}  {r['error']}")
             continue
         cells = ["–" if r.get(k) is None else f.format(r[k]) for k, _, f in COLUMNS]
-        print(f"{r['name']:36}" + "".join(f"{cell:>11}" for cell in cells))
+        print(f"{r['name']:48}" + "".join(f"{cell:>11}" for cell in cells))
         if sent := r.get("sent_gib"):
             told = ", ".join(f"{kind} {size:.3g}" for kind, size in sorted(sent.items()))
-            print(f"{'':36}  GiB a GPU sends in a step: {told}")
+            print(f"{'':48}  GiB a GPU sends in a step: {told}")
     sys.stdout.flush()
 
 
-def compare(records: list[dict[str, Any]], alone: dict[str, Any] | None) -> None:
+def compare(records: Sequence[dict[str, Any]], alone: dict[str, Any] | None) -> None:
     """Sets each record's efficiency over the same model's on one GPU."""
     for r in records:
         if alone and "ms" in r and "ms" in alone:
             r["efficiency"] = r["tokens_per_s"] / r["devices"] / alone["tokens_per_s"]
 
 
+def compare_all(runs: Sequence[Run], records: Sequence[dict[str, Any]]) -> None:
+    """`compare` with the run of the same model on one GPU, whatever its flags."""
+    alone = {}
+    by_name = {r["name"]: r for r in records}
+    for run in runs:
+        v = run.variant
+        if not v.mesh and run.name() in by_name:
+            alone[v.model, v.dispatcher, v.capacity] = by_name[run.name()]
+    for run in runs:
+        v = run.variant
+        if record := by_name.get(run.name()):
+            compare([record], alone.get((v.model, v.dispatcher, v.capacity)))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the parts; 1 if something failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpus", type=int, default=2)
-    parser.add_argument("--parts", default="parity,scaling,exchange,faults,peers")
-    parser.add_argument("--groups", default="", help="numbers of a part's groups; all if empty")
+    parser.add_argument("--parts", default=",".join(p for p in PARTS if p != "tune"))
+    parser.add_argument("--flags", default="hide",
+                        help=f"{', '.join(FLAGS)}; or a file of `tune`'s: its best")  # fmt: skip
+    parser.add_argument("--also", default="", help="parts to compile with, for a later run")
     parser.add_argument("--batch", type=int, default=32, help="rows a GPU")
     parser.add_argument("--text", type=int, default=60)
     parser.add_argument("--steps", type=int, default=20, help="timed, at least")
     parser.add_argument("--remat", default="dots", help="model.remat, by name")
     parser.add_argument("--unroll", type=int, default=28)
-    parser.add_argument("--timeout", type=float, default=300, help="seconds a group may take")
+    parser.add_argument("--compile", type=float, default=300, help="seconds for all to compile")
+    parser.add_argument("--turn", type=float, default=60, help="seconds a variant has the GPUs")
+    parser.add_argument("--timeout", type=float, default=400, help="seconds for the peers")
     parser.add_argument("--tiny", action="store_true", help="a shape for simulated devices")
     parser.add_argument("--out", type=Path, help="a JSON file for the records")
-    parser.add_argument("--part", help=argparse.SUPPRESS)
+    parser.add_argument("--numbers", help=argparse.SUPPRESS)
     a = parser.parse_args(argv)
-    if a.part:
-        return int(any(r["difference"] > PARITY for r in parity(a.gpus)))
+    if a.numbers:
+        print(json.dumps(numbers(Variant(**json.loads(a.numbers)))))
+        return 0
+    chosen = a.parts.split(",")
+    if unknown := {*chosen, *filter(None, a.also.split(","))} - set(PARTS):
+        parser.error(f"--parts: {', '.join(unknown)}: no such part; there are {', '.join(PARTS)}")
+    flags = a.flags
+    if flags not in FLAGS:
+        if not Path(flags).is_file():
+            parser.error(f"--flags: {flags}: neither one of {', '.join(FLAGS)} nor a file")
+        flags = best(json.loads(Path(flags).read_text(encoding="utf-8"))["tune"])
+    if a.tiny:
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    else:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(a.gpus))))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+        return _run(a, chosen, flags)
 
+
+def _run(a: argparse.Namespace, chosen: Sequence[str], flags: str) -> int:
     same = {n: getattr(a, n) for n in ("batch", "text", "steps", "remat", "unroll", "tiny")}
     same["profile"] = not a.tiny
-    results: dict[str, Any] = {"gpus": a.gpus}
-    failed = False
+    results: dict[str, Any] = {"gpus": a.gpus, "flags": flags}
+    begun = time.monotonic()
 
-    def keep(part: str, records: Any) -> None:
+    def say(what: str) -> None:
+        print(f"[{time.monotonic() - begun:4.0f} s] {what}", flush=True)
+
+    def keep(part: str, records: Sequence[dict[str, Any]]) -> None:
         results.setdefault(part, []).extend(records)
-        if a.out:  # after each group: a machine may be taken away
+        if a.out:  # after each: a machine may be taken away
             a.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
-    for part in a.parts.split(","):
-        print(f"\n{part}", flush=True)
-        if part == "parity":
-            env = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false")
-            env |= _simulated(a.gpus) if a.tiny else {}
-            command = [sys.executable, "-m", "benchmarks.several_gpus", "--part=parity"]
-            failed |= bool(
-                subprocess.run([*command, f"--gpus={a.gpus}"], cwd=ROOT, env=env).returncode
-            )
-        elif part in ("scaling", "exchange"):
-            alone: dict[str, dict[str, Any]] = {}
-            groups = list((scaling if part == "scaling" else exchanged)(a.gpus, same))
-            chosen = [int(n) for n in a.groups.split(",")] if a.groups else range(len(groups))
-            for number in chosen:
-                records = together(groups[number], a.timeout, a.tiny)
-                for v, r in zip(groups[number], records, strict=True):
-                    if not v.mesh:
-                        alone[v.model] = r
-                    compare([r], alone.get(v.model))
-                show(records)
-                keep(part, records)
-                failed |= any("error" in r for r in records)
-        elif part == "faults":
-            records = killed(a.gpus, a.tiny)
-            keep(part, records)
-            failed |= any("error" in r for r in records)
-        elif part == "peers":
-            sizes = [f"--batch={a.batch}", f"--text={a.text}"]
-            records = peers_of(a.gpus, a.timeout, a.tiny, sizes)
-            show(records)
-            keep(part, records)
-            failed |= any("error" in r for r in records)
-        else:
-            parser.error(f"--parts: {part}: no such part")
-    return int(failed)
+    of_part = {
+        "tune": tuning(a.gpus, same, flags),
+        "scaling": scaling(a.gpus, same, flags),
+        "exchange": exchanged(a.gpus, same, flags),
+    }
+    runs = {r: part for part, of in of_part.items() if part in chosen for r in of}
+    also = {r for part in a.also.split(",") for r in of_part.get(part, ())}
+    # One GPU's first, apart from each other: XLA then knows the fastest kernels of most shapes.
+    order = sorted(dict.fromkeys([*runs, *also]), key=lambda r: r.variant.devices())
+    alone = [r for r in order if not r.variant.mesh]
+    for record in turns.compile_all(alone, a.compile):
+        say(f"{record['name']}: {record.get('error') or 'compiled'}")
+    with ThreadPoolExecutor() as threads:
+        beside: dict[str, Future] = {}
+        if "parity" in chosen:
+            beside["parity"] = threads.submit(parity, a.gpus, a.compile)
+        if "faults" in chosen:
+            beside["faults"] = threads.submit(killed, a.gpus, a.tiny)
+        for record in turns.compile_all([r for r in order if r.variant.mesh], a.compile):
+            say(f"{record['name']}: {record.get('error') or 'compiled'}")
+        for part, future in beside.items():
+            keep(part, future.result())
+            say(part)
+            for r in results[part]:
+                told = f"{r['difference']:.1e}" if "difference" in r else ""
+                print(f"  {r['name']:40}  {r.get('error') or told}", flush=True)
+
+    by_name = {r.name(): part for r, part in runs.items()}
+
+    def keep_one(record: dict[str, Any]) -> None:
+        keep(by_name[record["name"]], [record])
+        say(f"{record['name']}: {record.get('error') or format(record['ms'], '.1f') + ' ms'}")
+
+    turns.timed(sorted(runs, key=lambda r: bool(r.variant.mesh)), a.gpus, a.compile, a.turn,
+                keep_one)  # fmt: skip
+    timed = [r for part in ("tune", "scaling", "exchange") for r in results.get(part, [])]
+    compare_all(list(runs), timed)
+    keep("parity", [])  # writes the efficiencies
+    show(timed)
+    if "peers" in chosen:
+        sizes = [f"--batch={a.batch}", f"--text={a.text}"]
+        keep("peers", peers_of(a.gpus, a.timeout, a.tiny, sizes))
+        say("peers")
+        show(results["peers"])
+    return int(any("error" in r for part in PARTS for r in results.get(part, [])))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -62,8 +61,9 @@ class Variant:
     Attributes:
       batch: rows a device.
       mesh: (axis, size) pairs; one device if empty.
-      padded: expert parallelism sends padded pieces although the devices could do without.
-      turn: (folder, number of processes) of those that compile at once and are timed in turn.
+      parts: what `vimoe_jax.moe.exchange.parts` shall say; its own answer if -1.
+      only_compile: for JAX's compilation cache.
+      turn: where to say that it has compiled, and to wait until the devices are its own.
       overrides: (field of the configuration, value) pairs.
     """
 
@@ -78,8 +78,9 @@ class Variant:
     tiny: bool = False
     profile: bool = False
     mesh: tuple[tuple[str, int], ...] = ()
-    padded: bool = False
-    turn: tuple[str, int] = ("", 0)
+    parts: int = -1
+    only_compile: bool = False
+    turn: str = ""
     overrides: tuple[tuple[str, str], ...] = ()
 
     def name(self) -> str:
@@ -90,7 +91,8 @@ class Variant:
             parts += [f"c{self.capacity:g}"] if self.dispatcher != "dropless" else []
         parts += ["remat"] if self.remat != "none" else []
         parts += [f"unroll{self.unroll}"] if self.unroll != 1 else []
-        parts += [f"{axis}{size}" for axis, size in self.mesh] + ["padded"] * self.padded
+        parts += [f"{axis}{size}" for axis, size in self.mesh]
+        parts += [f"parts{self.parts}"] * (self.parts >= 0)
         parts += [f"{field.rsplit('.', 1)[-1]}={value}" for field, value in self.overrides]
         return "_".join(parts)
 
@@ -176,8 +178,8 @@ def measure(v: Variant) -> dict[str, Any]:
     from vimoe_jax.plan.model_flops import model_flops
     from vimoe_jax.train.program import Program
 
-    if v.padded:
-        exchange.ragged = lambda mesh: False
+    if v.parts >= 0:
+        exchange.parts = lambda mesh: v.parts
     c, devices = configuration(v), jax.devices()[: v.devices()]
     mesh = make_mesh(dict(v.mesh), devices)
     blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
@@ -190,7 +192,9 @@ def measure(v: Variant) -> dict[str, Any]:
     step = program.step().lower(program.abstract(), batch).compile()
     compile_s = time.perf_counter() - start
 
-    take_turn(*v.turn)  # nothing large is on the devices before
+    if v.only_compile:
+        return {"name": v.name(), "compile_s": compile_s}
+    take_turn(v.turn)  # nothing large is on the devices before
     state, metrics = init(key), None
 
     def call() -> StepMetrics:
@@ -239,23 +243,12 @@ def measure(v: Variant) -> dict[str, Any]:
     return record
 
 
-def take_turn(folder: str, count: int) -> None:
-    """Waits until `count` processes are here or gone, and those before it are gone.
-
-    Its turn lasts until this process ends, and with it what it holds of the devices' memory.
-    """
-    if not folder:
-        return
-    arrive(folder)
-    while len(list(Path(folder).glob("*.here"))) < count:
-        time.sleep(0.1)
-    lock = os.open(Path(folder) / "lock", os.O_CREAT | os.O_WRONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-
-
-def arrive(folder: str, process: int = 0) -> None:
-    """Counts this process, or one that has ended, among those that the others wait for."""
-    (Path(folder) / f"{process or os.getpid()}.here").touch()
+def take_turn(mark: str) -> None:
+    """Says by a file `mark`.here that it is ready, and waits for a file `mark`.go."""
+    if mark:
+        Path(f"{mark}.here").touch()
+        while not Path(f"{mark}.go").exists():
+            time.sleep(0.02)
 
 
 def profiled(name: str, call: Callable[[], Any], hlo: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The dispatchers agree in value and in every gradient."""
 
 import functools
+import itertools
 import math
 
 import hypothesis
@@ -239,25 +240,26 @@ def test_drops_are_honoured_before_an_exchange():
     close(on_a_mesh("dropless", {"data": 2, "expert": 2}, args), expected)
 
 
-@pytest.mark.parametrize("factor", [0.5, 2.0])
-def test_pieces_of_their_true_length_give_the_same(monkeypatch, factor):
+@pytest.mark.parametrize(("factor", "parts"), [(0.5, 1), (2.0, 1), (0.5, 3), (2.0, 7)])
+def test_pieces_of_their_true_length_give_the_same(monkeypatch, factor, parts):
     """With `ragged_all_to_all` by its definition, which XLA has not on CPU."""
 
     def ragged_all_to_all(rows, out, starts, sizes, places, received, *, axis_name):
         every = functools.partial(jax.lax.all_gather, axis_name=axis_name)
         me = jax.lax.axis_index(axis_name)
         rows, starts, sizes, places = every(rows), every(starts), every(sizes), every(places)
-        index = jnp.arange(out.shape[0])
-        for source in range(rows.shape[0]):
-            size, place = sizes[source, me], places[source, me]
-            size = jnp.where(size == received[source], size, -1)  # both sides must agree
-            moved = jnp.roll(rows[source], place - starts[source, me], axis=0)
-            here = (index >= place) & (index < place + size)
+        index, devices = jnp.arange(out.shape[0]), rows.shape[0]
+        for source, part in itertools.product(range(devices), range(parts)):
+            update = me * parts + part
+            size, place = sizes[source, update], places[source, update]
+            agreed = size == received[source * parts + part]  # both sides must
+            moved = jnp.roll(rows[source], place - starts[source, update], axis=0)
+            here = (index >= place) & (index < place + jnp.where(agreed, size, -1))
             out = jnp.where(here[:, None], moved, out)
         return out
 
     monkeypatch.setattr(jax.lax, "ragged_all_to_all", ragged_all_to_all)
-    monkeypatch.setattr(exchange, "ragged", lambda mesh: True)
+    monkeypatch.setattr(exchange, "parts", lambda mesh: parts)
     args = inputs(5, (4, 20, 4), "swiglu", sharpness=2.0, valid_fraction=0.8)
     expected = compiled("top_k", 2, 20, "swiglu", 4)(*args)["einsum"][1]
     got = on_a_mesh("dropless", {"expert": 4}, args, capacity=20, exchange_factor=factor)
@@ -324,6 +326,15 @@ def test_on_hopper_gather_runs_as_dropless(monkeypatch):
         return dispatch.through_experts("gather", a, nnx.merge(graph, weights), x, 4, capacity)
 
     close(jax.jit(f)(x, gates, weights), expected)
+
+
+@pytest.mark.parametrize("sizes", [{"data": 2}, {"fsdp": 2, "tensor": 2}], ids=str)
+def test_on_hopper_meshes_with_whole_experts_too(monkeypatch, sizes):
+    args = inputs(6, (3, 20, 4), "swiglu", sharpness=1.0, valid_fraction=0.8)
+    expected = compiled("top_k", 2, 5, "swiglu", 4)(*args)["einsum"][1]
+    monkeypatch.setattr(Experts, "backend", lambda _: "hopper")
+    monkeypatch.setattr(dispatch, "create", None)
+    close(on_a_mesh("gather", sizes, args, capacity=5), expected)
 
 
 # --- experts -----------------------------------------------------------------------------------

@@ -245,11 +245,13 @@ def through_experts(
 ) -> Float[Array, "G M O"]:
     """Tokens through their experts and back, by the dispatcher of that name.
 
-    On one Hopper GPU "gather" runs as "dropless" does: the same choices are dropped, but slots that
-    stayed empty are not multiplied. `exchange_factor` is what "dropless" gives `exchange.slots`.
+    On Hopper GPUs that hold all experts "gather" runs as "dropless" does: the same choices are
+    dropped, but slots that stayed empty are not multiplied. `exchange_factor` is what "dropless"
+    gives `exchange.slots`.
     """
     mesh = active_mesh()
-    if name == "gather" and mesh is None and experts.backend() == "hopper":
+    whole = mesh is None or mesh.shape["expert"] == 1
+    if name == "gather" and whole and experts.backend() == "hopper":
         name = "dropless"
     if name == "dropless" and mesh is None:
         return _local(*nnx.split(experts), assignment, x, num_experts, capacity)
@@ -321,8 +323,8 @@ def _on_mesh(assignment, experts, x, num_experts, capacity, mesh, factor):
             first = jax.lax.axis_index("tensor") == 0  # one of those whose results are summed
             state["b_out"] = state["b_out"].replace(state["b_out"][...] * first)
         if expert_split:
-            ragged = exchange.ragged(mesh)
-            y = _exchanged(graph, state, assignment, x, num_experts, capacity, factor, ragged)
+            parts = exchange.parts(mesh)
+            y = _exchanged(graph, state, assignment, x, num_experts, capacity, factor, parts)
         else:
             y = _local(graph, state, assignment, x, num_experts, capacity)
         return jax.lax.psum(y, "tensor") if hidden_split else y
@@ -341,14 +343,14 @@ def _gathered(weights: jax.Array, where: PartitionSpec) -> jax.Array:
     return weights
 
 
-def _exchanged(graph, state, assignment, x, num_experts, capacity, factor, ragged):
+def _exchanged(graph, state, assignment, x, num_experts, capacity, factor, parts):
     """Dropless dispatch of a device's tokens to experts that are spread over the axis `expert`."""
     num_groups, num_tokens, k = assignment.expert.shape
     row, layout = _sorted_rows(assignment, num_experts, capacity, tile=1)
     devices = jax.lax.axis_size(exchange.AXIS)
     most = num_groups * min(num_tokens * k, num_experts * capacity)
     slots = exchange.slots(most, devices, factor)
-    plan = exchange.Exchange.create(layout.sizes, slots, ragged)
+    plan = exchange.Exchange.create(layout.sizes, slots, parts)
     kept = assignment.slot < capacity
     weight = jnp.where(kept, assignment.weight, 0).reshape(1, -1, k)
 

@@ -30,9 +30,14 @@ from vimoe_jax.moe.routing import Assignment
 AXIS = "expert"
 
 
-def ragged(mesh: Mesh) -> bool:
-    """Whether the mesh's devices can send pieces at their true lengths (XLA on CPU cannot)."""
-    return mesh.devices.flat[0].platform in ("gpu", "tpu")
+def parts(mesh: Mesh) -> int:
+    """In how many parts a piece travels at its true length; 0 if pieces travel padded to S rows.
+
+    XLA on CPU knows no ragged all-to-all. On the GPUs of one process XLA copies with a kernel of few
+    threads a part: whole pieces took 380 ms of a step where all-to-all of buffers took 9
+    (benchmarks/results.md).
+    """
+    return 1 if mesh.devices.flat[0].platform == "tpu" else 0
 
 
 def slots(choices: int, devices: int, factor: float) -> int:
@@ -54,17 +59,17 @@ class Exchange:
     Attributes:
       sent: choices that each device has for each expert.
       slots: S.
-      ragged: whether pieces travel at their true lengths; otherwise padded to S rows.
+      parts: as `parts` gives it.
     """
 
     sent: Int[Array, "n E"]
     slots: int = struct.field(pytree_node=False)
-    ragged: bool = struct.field(pytree_node=False)
+    parts: int = struct.field(pytree_node=False)
 
     @classmethod
-    def create(cls, sizes: Int[Array, "E"], slots: int, ragged: bool) -> Exchange:
+    def create(cls, sizes: Int[Array, "E"], slots: int, parts: int) -> Exchange:
         """From the choices that this device has for each expert."""
-        return cls(jax.lax.all_gather(sizes, AXIS), slots, ragged)
+        return cls(jax.lax.all_gather(sizes, AXIS), slots, parts)
 
     def rounds(self, axes: tuple[str, ...]) -> Int[Array, ""]:
         """Rounds until all lists are sent, those of the other groups along `axes` too."""
@@ -117,14 +122,15 @@ class Exchange:
 
         Rows of a piece beyond its list's end arrive as zeros, or padded as they are.
         """
-        if not self.ragged:
+        if not self.parts:
             return jax.lax.all_to_all(rows, AXIS, 0, 0, tiled=True)
         pairs = jnp.clip(self._pairs() - number * self.slots, 0, self.slots)
         me = jax.lax.axis_index(AXIS)
         there, here = pairs[me], pairs[:, me]
         if back:
             there, here = here, there
-        return _ragged(rows, there.astype(jnp.int32), here.astype(jnp.int32), self.slots)
+        how = self.slots, self.parts
+        return _ragged(rows, there.astype(jnp.int32), here.astype(jnp.int32), how)
 
     def _pairs(self) -> Int[Array, "n n"]:
         """Choices from each device for each device."""
@@ -133,22 +139,34 @@ class Exchange:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _ragged(rows, sent, received, slots: int):
-    n = sent.shape[0]
-    starts = jnp.arange(n, dtype=jnp.int32) * slots
-    mine = jnp.full((n,), jax.lax.axis_index(AXIS) * slots, jnp.int32)
+def _ragged(rows, sent, received, how: tuple[int, int]):
+    slots, parts = how
+    length = -(-slots // parts)
+    first = jnp.minimum(jnp.arange(parts, dtype=jnp.int32) * length, slots)  # of each part
+    pieces = jnp.arange(sent.shape[0], dtype=jnp.int32)[:, None] * slots
+    mine = jax.lax.axis_index(AXIS) * slots
+
+    def cut(sizes: jax.Array) -> jax.Array:
+        return jnp.clip(sizes[:, None] - first, 0, length).reshape(-1)
+
     return jax.lax.ragged_all_to_all(
-        rows, jnp.zeros_like(rows), starts, sent, mine, received, axis_name=AXIS
+        rows,
+        jnp.zeros_like(rows),
+        (pieces + first).reshape(-1),
+        cut(sent),
+        jnp.broadcast_to(mine + first, (sent.shape[0], parts)).reshape(-1).astype(jnp.int32),
+        cut(received),
+        axis_name=AXIS,
     )
 
 
-def _ragged_fwd(rows, sent, received, slots):
-    return _ragged(rows, sent, received, slots), (sent, received)
+def _ragged_fwd(rows, sent, received, how):
+    return _ragged(rows, sent, received, how), (sent, received)
 
 
-def _ragged_bwd(slots, saved, d_rows):
+def _ragged_bwd(how, saved, d_rows):
     sent, received = saved
-    return _ragged(d_rows, received, sent, slots), None, None
+    return _ragged(d_rows, received, sent, how), None, None
 
 
 _ragged.defvjp(_ragged_fwd, _ragged_bwd)
