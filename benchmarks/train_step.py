@@ -195,6 +195,7 @@ def measure(v: Variant) -> dict[str, Any]:
     if v.only_compile:
         return {"name": v.name(), "compile_s": compile_s}
     take_turn(v.turn)  # nothing large is on the devices before
+    turn = time.perf_counter()
     state, metrics = init(key), None
 
     def call() -> StepMetrics:
@@ -206,6 +207,7 @@ def measure(v: Variant) -> dict[str, Any]:
     first = jax.device_get(call())
     seconds_each(call, 1, WARMUP - 1)
     seconds = statistics.median(seconds_each(call, max(1, math.ceil(v.steps / ROUND)), ROUND))
+    timed_s = time.perf_counter() - turn
     last = jax.device_get(metrics)
     stats, memory = devices[0].memory_stats() or {}, step.memory_analysis()
     if v.profile:
@@ -231,6 +233,8 @@ def measure(v: Variant) -> dict[str, Any]:
         "model_tflop": flops / 1e12,
         "peak_tflop_per_s": peak / 1e12,
         "compile_s": compile_s,
+        "timed_s": timed_s,  # with the first step, in which NCCL connects the devices
+        "profiled_s": time.perf_counter() - turn - timed_s,
         "params": blueprint.num_parameters(),
         "active_params": blueprint.num_active_parameters(),
         "sent_gib": {kind: size / GIB for kind, size in sent.items()},

@@ -4,6 +4,7 @@ What the kernels leave unwritten is NaN here.
 """
 
 import contextlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +83,8 @@ def clear():
 @contextlib.contextmanager
 def stand_in(monkeypatch, **changed):
     """Within, the device passes for a Hopper GPU whose kernels are these, but for `changed`."""
-    with monkeypatch.context() as m:
+    with monkeypatch.context() as m, tempfile.TemporaryDirectory() as folder:
+        m.setenv("VIMOE_CACHE", folder)  # what these kernels pass, no others have passed
         m.setattr(hopper, "supported", lambda: True)
         for name in NAMES:
             m.setattr(hopper, name, changed.get(name, globals()[name]))

@@ -221,6 +221,33 @@ def test_the_portable_path_passes_its_own_check():
     assert proof.check("portable", jnp.float32) is None
 
 
+def test_a_check_that_was_passed_holds_for_the_next_process(monkeypatch, tmp_path):
+    monkeypatch.setenv("VIMOE_CACHE", str(tmp_path))
+    verdicts = iter(["dx off by 0.3", None, "not asked for"])
+    monkeypatch.setattr(proof, "check", lambda *args: next(verdicts))
+    with pytest.warns(UserWarning, match="dx off"):
+        assert not proof.proven("hopper", jnp.bfloat16)  # who failed is checked again
+    assert proof.proven("hopper", jnp.bfloat16)
+    assert proof.proven("hopper", jnp.bfloat16)
+    with pytest.warns(UserWarning, match="not asked for"):
+        assert not proof.proven("hopper", jnp.float16)
+
+
+@pytest.mark.parametrize("change", ["file", "version"])
+def test_a_check_is_made_again_when_its_record_is_no_good(monkeypatch, tmp_path, change):
+    monkeypatch.setenv("VIMOE_CACHE", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(proof, "check", lambda *args: asked.append(args))
+    assert proof.proven("hopper", jnp.bfloat16)
+    if change == "file":
+        (file,) = tmp_path.iterdir()
+        file.write_text(file.read_text()[:-9])
+    else:
+        monkeypatch.setattr(proof, "_versions", lambda: "another")
+    assert proof.proven("hopper", jnp.bfloat16)
+    assert len(asked) == 2
+
+
 def test_without_an_accelerator_the_path_is_portable():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

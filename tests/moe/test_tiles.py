@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vimoe_jax.moe import tiles
+from vimoe_jax.moe import findings, tiles
 from vimoe_jax.moe.hopper import ROWS, Tiles
 
 KERNELS = ("rows", "rows_transposed", "gated", "gated_backward", "weights")
@@ -81,10 +81,12 @@ def test_the_fastest_is_picked_and_remembered(kernel, cache, timed):
     assert best == options[2]
     assert [cut for _, cut in timed] == options
     assert pick(kernel) == best and len(timed) == len(options)  # not again in this process
-    entries = json.loads(tiles.cache_file().read_text(encoding="utf-8"))
+    entries = json.loads(findings.path("tiles").read_text(encoding="utf-8"))
     assert list(entries.values()) == [vars(best)]
     assert next(iter(entries)).startswith(f"{kernel} ") and "bfloat16" in next(iter(entries))
-    assert [p.name for p in cache.iterdir()] == [tiles.cache_file().name]  # and nothing half done
+    assert [p.name for p in cache.iterdir()] == [
+        findings.path("tiles").name
+    ]  # and nothing half done
     tiles._pick.cache_clear()  # as in another process
     assert pick(kernel) == best and len(timed) == len(options)
 
@@ -93,7 +95,7 @@ def test_entries_stand_side_by_side(timed):
     for kernel in KERNELS:
         pick(kernel)
     pick("rows", rows=2 * R)
-    entries = json.loads(tiles.cache_file().read_text(encoding="utf-8"))
+    entries = json.loads(findings.path("tiles").read_text(encoding="utf-8"))
     assert len(entries) == len(KERNELS) + 1
     tiles._pick.cache_clear()
     timed.clear()
@@ -104,23 +106,25 @@ def test_entries_stand_side_by_side(timed):
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"rows": '], ids=repr)
 def test_a_corrupt_file_is_replaced(content, timed):
-    tiles.cache_file().parent.mkdir()
-    tiles.cache_file().write_bytes(content)
+    findings.path("tiles").parent.mkdir()
+    findings.path("tiles").write_bytes(content)
     best = pick("rows")
-    assert json.loads(tiles.cache_file().read_text(encoding="utf-8")) == {
+    assert json.loads(findings.path("tiles").read_text(encoding="utf-8")) == {
         name: vars(best) for name in [f"rows {shapes('rows')[0]} {shapes('rows')[1]} bfloat16"]
     }
 
 
 def test_unknown_tiles_in_the_file_are_tried_anew(timed):
     best = pick("rows")
-    (name,) = json.loads(tiles.cache_file().read_text(encoding="utf-8"))
+    (name,) = json.loads(findings.path("tiles").read_text(encoding="utf-8"))
     other = {**vars(best), "stages": 99}
-    tiles.cache_file().write_text(json.dumps({name: other, "kept": vars(best)}), encoding="utf-8")
+    findings.path("tiles").write_text(
+        json.dumps({name: other, "kept": vars(best)}), encoding="utf-8"
+    )
     tiles._pick.cache_clear()
     timed.clear()
     assert pick("rows") == best and timed
-    entries = json.loads(tiles.cache_file().read_text(encoding="utf-8"))
+    entries = json.loads(findings.path("tiles").read_text(encoding="utf-8"))
     assert entries == {name: vars(best), "kept": vars(best)}
 
 
@@ -185,6 +189,6 @@ def test_a_time_is_taken_over_rows_of_every_expert(monkeypatch, kernel):
 def test_the_cache_is_in_the_home_folder_unless_told(monkeypatch, tmp_path):
     monkeypatch.delenv("VIMOE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    path = tiles.cache_file()
+    path = findings.path("tiles")
     assert path.parent == tmp_path / ".cache" / "vimoe_jax"
     assert path.name == "tiles-cpu.json"

@@ -33,8 +33,8 @@ AXIS = "expert"
 def parts(mesh: Mesh) -> int:
     """In how many parts a piece travels at its true length; 0 if pieces travel padded to S rows.
 
-    XLA on CPU knows no ragged all-to-all. On the GPUs of one process XLA copies with a kernel of few
-    threads a part: whole pieces took 380 ms of a step where all-to-all of buffers took 9
+    XLA on CPU knows no ragged all-to-all. On the GPUs of one process XLA copies with a kernel of
+    few threads a part: whole pieces took 380 ms of a step where all-to-all of buffers took 9
     (benchmarks/results.md).
     """
     return 1 if mesh.devices.flat[0].platform == "tpu" else 0

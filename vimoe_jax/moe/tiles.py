@@ -8,27 +8,18 @@ the default: what tuning could save is less than it costs.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vimoe_jax.moe import hopper
+from vimoe_jax.moe import findings, hopper
 from vimoe_jax.moe.hopper import ROWS, Tiles
 from vimoe_jax.moe.proof import outside_traces
 
 _TUNE_FROM = 1e11  # operations of a product below which the default is taken
-
-
-def cache_file() -> Path:
-    """Where this device's tiles are kept."""
-    base = os.environ.get("VIMOE_CACHE") or Path.home() / ".cache" / "vimoe_jax"
-    kind = jax.devices()[0].device_kind.lower().replace(" ", "-").replace("/", "-")
-    return Path(base) / f"tiles-{kind}.json"
 
 
 def pick(
@@ -53,12 +44,13 @@ def _pick(kernel, left, right, dtype, num_experts) -> Tiles:
     if len(options) == 1 or operations < _TUNE_FROM or os.environ.get("VIMOE_TUNE") == "0":
         return options[0]
     name = f"{kernel} {left} {right} {dtype} {num_experts or ''}".strip()
-    known = _read(cache_file())
+    file = findings.path("tiles")
+    known = findings.read(file)
     for option in options:
         if vars(option) == known.get(name):
             return option
     best = _fastest(kernel, options, left, right, dtype, num_experts)
-    _write(cache_file(), {**_read(cache_file()), name: vars(best)})
+    findings.add(file, name, vars(best))
     return best
 
 
@@ -121,22 +113,3 @@ def _time(kernel, cut: Tiles, left, right, dtype, num_experts) -> float:
         jax.block_until_ready(results)
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def _read(path: Path) -> dict[str, dict[str, int]]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, entries: dict[str, dict[str, int]]) -> None:
-    """Replaces the file whole, so that a process beside this one never reads half of it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        pass  # without a writable cache, the next process tunes again
