@@ -78,6 +78,7 @@ def exchanged(gpus: int, same: dict[str, Any], flags: str) -> list[Run]:
         Variant("moe", "gather", 1.25, **same),
         Variant("moe", "dropless", mesh=experts, parts=0, **same),
         Variant("moe", "gather", 1.25, mesh=experts, **same),
+        Variant("moe", "gather", 1.25, mesh=experts, by_expert=True, **same),
     ]
     ragged = (
         []

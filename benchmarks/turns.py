@@ -100,7 +100,9 @@ def compile_all(runs: Sequence[Run], timeout: float) -> list[dict[str, Any]]:
         v = dataclasses.replace(r.variant, only_compile=True)
         # Nothing is timed: memory that XLA tries kernels with goes back at once.
         allocator = {"XLA_PYTHON_CLIENT_ALLOCATOR": "platform"}
-        env = environment(v.devices(), number, r.flags) | allocator
+        # Those of one GPU apart from each other. Others all see the same GPUs that they will be
+        # timed on: to the cache, programs for others might be others.
+        env = environment(v.devices(), 0 if v.mesh else number, r.flags) | allocator
         return finish(r.name(), *start(v, env), until)
 
     with ThreadPoolExecutor(max(2, (os.cpu_count() or 1) // 2)) as threads:

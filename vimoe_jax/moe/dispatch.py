@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from vimoe_jax.moe import exchange, grouped, segments
@@ -250,9 +250,8 @@ def through_experts(
     gives `exchange.slots`.
     """
     mesh = active_mesh()
-    whole = mesh is None or mesh.shape["expert"] == 1
-    if name == "gather" and whole and experts.backend() == "hopper":
-        name = "dropless"
+    if name == "gather" and experts.backend() == "hopper" and sorted_by_expert(mesh):
+        name, exchange_factor = "dropless", 0.0
     if name == "dropless" and mesh is None:
         return _local(*nnx.split(experts), assignment, x, num_experts, capacity)
     if name == "dropless":
@@ -265,6 +264,11 @@ def through_experts(
     out = constrain(experts(buffers), ("expert_group", "experts", None, None))
     out = checkpoint_name(constrain(out, ("group", None, None, None)), MOVED[1])
     return constrain(tokens.from_experts(out), ("group", None, None))
+
+
+def sorted_by_expert(mesh: Mesh | None) -> bool:
+    """Whether Hopper GPUs run "gather" as "dropless": where they hold all experts."""
+    return mesh is None or mesh.shape["expert"] == 1
 
 
 def _local(graph, state, assignment, x, num_experts, capacity):
@@ -348,8 +352,11 @@ def _exchanged(graph, state, assignment, x, num_experts, capacity, factor, parts
     num_groups, num_tokens, k = assignment.expert.shape
     row, layout = _sorted_rows(assignment, num_experts, capacity, tile=1)
     devices = jax.lax.axis_size(exchange.AXIS)
+    here = num_experts // devices
     most = num_groups * min(num_tokens * k, num_experts * capacity)
-    slots = exchange.slots(most, devices, factor)
+    # No device gets more from another one than its experts have room for.
+    bound = num_groups * min(num_tokens * k, here * capacity)
+    slots = min(exchange.slots(most, devices, factor), -(-bound // 8) * 8)
     plan = exchange.Exchange.create(layout.sizes, slots, parts)
     kept = assignment.slot < capacity
     weight = jnp.where(kept, assignment.weight, 0).reshape(1, -1, k)
@@ -361,7 +368,6 @@ def _exchanged(graph, state, assignment, x, num_experts, capacity, factor, parts
         choice = _invert(place, devices * slots)
         sent = _dispatch(x, place, choice)[0]
         rows = checkpoint_name(plan.send(sent, number), MOVED[0]).reshape(devices, slots, -1)
-        here = num_experts // devices
         tokens = DroplessDispatcher.create(plan.received(number), here, slots, experts.backend())
         out = tokens.run(experts, rows).reshape(devices * slots, -1)
         out = checkpoint_name(plan.send(out, number, back=True), MOVED[1])
@@ -369,7 +375,7 @@ def _exchanged(graph, state, assignment, x, num_experts, capacity, factor, parts
 
     args = (state, weight, x.reshape(1, -1, x.shape[-1]))
     tables = (row.reshape(1, -1, k), plan)
-    if slots == most:
+    if slots >= bound:
         y = run(0, args, tables)
     else:
         y = exchange.in_rounds(run, args, tables, plan.rounds(TOKEN_AXES))
