@@ -5,7 +5,16 @@ import math
 
 import pytest
 
-from benchmarks import peers, profiling, train_step, upcycling
+from benchmarks import (
+    peers,
+    profiling,
+    several_gpus,
+    train_step,
+    turns,
+    upcycling,
+    upcycling_report,
+)
+from benchmarks.upcycling_report import ARMS
 
 B, P, S = 2, 16, 6  # rows, patches, text tokens
 
@@ -90,13 +99,57 @@ def test_kernels_are_told_apart_by_scope():
 
 
 def test_seeds_of_several_files_are_one_study():
-    def study(*seeds, train=48):
-        runs = [{"arm": "dense", "seed": seed, "curve": []} for seed in seeds]
+    def study(*seeds, train=48, arms=("parent", *ARMS)):
+        runs = [{"arm": arm, "seed": seed, "curve": []} for seed in seeds for arm in arms]
         return {"size": {"train": train}, "device": "cpu", "jax": "1", "runs": runs}
 
     whole = upcycling.merged([study(0, 1), study(2)])
-    assert [run["seed"] for run in whole["runs"]] == [0, 1, 2]
+    assert [run["seed"] for run in whole["runs"] if run["arm"] == "copy"] == [0, 1, 2]
     with pytest.raises(SystemExit, match="more than one"):
         upcycling.merged([study(0), study(0)])
     with pytest.raises(SystemExit, match="different sizes"):
         upcycling.merged([study(0), study(1, train=49)])
+    with pytest.raises(SystemExit, match="not every seed has every arm"):
+        upcycling.merged([study(0), study(1, arms=("parent", "dense"))])  # was cut off
+
+
+def test_a_report_compares_seeds_with_their_own_parent(tmp_path):
+    def curve(end):
+        return [
+            {"step": i, "flops": i, "seconds": i, "loss": loss, "accuracy": 0.5}
+            for i, loss in enumerate((1.0, (1 + end) / 2, end))
+        ]
+
+    ends = {"parent": 1.0, "dense": 0.5, "copy": 0.45}
+    runs = [
+        {"arm": arm, "seed": seed, "parameters": 1, "active": 1,
+         "curve": curve((1 + seed) * ends.get(arm, 0.6))}
+        for arm in ("parent", *ARMS) for seed in range(3)
+    ]  # fmt: skip
+    size = {"train": 1, "width": 1, "depth": 1, "batch_size": 1, "parent_steps": 1, "extra": 1}
+    text = upcycling_report.report(
+        {"size": size, "device": "cpu", "jax": "1", "runs": runs}, tmp_path
+    )
+    assert "| copy | 1 | 1 | 2 |" in text and "| 0.900 ± 0.000 |" in text
+    assert (tmp_path / "upcycling.png").stat().st_size > 10_000
+
+
+def test_runs_of_few_gpus_are_beside_each_other():
+    runs = [
+        turns.Run(train_step.Variant(mesh=(("data", n),) if n > 1 else (), steps=i))
+        for i, n in enumerate((1, 1, 1, 2, 2, 4, 2))
+    ]
+    found = [[(first, r.variant.steps) for first, r in turn] for turn in turns.packed(runs, 4)]
+    assert found == [[(0, 0), (1, 1), (2, 2)], [(0, 3), (2, 4)], [(0, 5)], [(0, 6)]]
+
+
+def test_best_flags_are_those_of_all_that_was_tuned():
+    def record(name, speed, **more):
+        return {"name": name, "tokens_per_s": speed, "devices": 4, **more}
+
+    records = [
+        record("a plain", 9), record("b plain", 9), record("a hide", 8), record("b hide", 11),
+        record("a combine", 99), {"name": "b combine", "error": "timed out"},
+        record("c combine", 99, devices=1) | {"devices": 1},
+    ]  # fmt: skip
+    assert several_gpus.best(records) == "hide"
