@@ -68,5 +68,6 @@ def test_every_policy_gives_the_same_gradients(remat):
 def test_what_dispatch_moved_is_not_moved_again(model):
     plain = len(exchanges(model, "none", 4))
     assert plain > 0
-    assert len(exchanges(model, "dispatch", 4)) <= plain
+    for remat in ("dots", "dots_no_batch", "dispatch"):
+        assert len(exchanges(model, remat, 4)) <= plain
     assert len(exchanges(model, "full", 4)) > plain  # or else this would show nothing

@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vimoe_jax.moe.dispatch import MOVED
 from vimoe_jax.parallel.parameters import Buffer
+from vimoe_jax.parallel.rules import active_mesh
 
 HOST_MEMORY = "pinned_host"  # the kind of memory that `remat="offload"` needs
 
@@ -165,12 +166,15 @@ def _policy(remat: str) -> Callable[..., Any] | None:
             offload_src="device",
             offload_dst=HOST_MEMORY,
         )
-    return {
-        "dots": _keeps,
-        "dots_no_batch": policies.dots_with_no_batch_dims_saveable,
-        "dispatch": policies.save_only_these_names(*MOVED),
-        "full": None,
-    }[remat]
+    moved = policies.save_only_these_names(*MOVED)
+    products = {"dots": _keeps, "dots_no_batch": policies.dots_with_no_batch_dims_saveable}
+    if remat in products:
+        mesh = active_mesh()
+        spread = mesh is not None and mesh.shape["expert"] > 1
+        # What was sent is costly as well; where all experts are at hand, it is only a copy.
+        keep = products[remat]
+        return policies.save_from_both_policies(keep, moved) if spread else keep
+    return {"dispatch": moved, "full": None}[remat]
 
 
 def _stacked(make: Callable[[nnx.Rngs], nnx.Module], repeats: int, rngs: nnx.Rngs) -> nnx.Module:
