@@ -133,7 +133,7 @@ def test_laws_of_profiles(text, profile):
 @given(texts, st.sampled_from(["old", "new"]), st.sampled_from(["keep", "stop"]), st.booleans())
 def test_syllables_are_never_joined_or_split(text, tone, punctuation, lower):
     known = normalize(normalize(text).lower() if lower else text)
-    count = len(known.split()) - (punctuation == "stop" and known.endswith(" ."))
+    count = len(known.split()) - (punctuation == "stop" and known.split()[-1:] == ["."])
     made = Profile(tone, "keep", punctuation, lower)(text)
     assert len(made.split()) in (count, len(known.split()))
 
