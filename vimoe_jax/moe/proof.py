@@ -16,6 +16,7 @@ import numpy as np
 
 from vimoe_jax.moe import findings
 from vimoe_jax.moe.segments import Segments
+from vimoe_jax.parallel import distributed
 
 T = TypeVar("T")
 
@@ -26,24 +27,28 @@ def proven(name: str, dtype: jnp.dtype) -> bool:
     Kernels have been published with wrong gradients for experts without rows: the check has some,
     one expert with most of the rows, one with a single row, and tiles that nobody owns. Who passed
     stands in a file (`vimoe_jax.moe.findings`) and is not checked again before the kernels, JAX or
-    the device's software change.
+    the device's software change. Of several processes the first one checks.
     """
-    file, key = findings.path("proofs"), f"{name} {jnp.dtype(dtype)} {_versions()}"
-    if findings.read(file).get(key) is True:
-        return True
-    try:
-        complaint = outside_traces(check, name, dtype)
-    except Exception as e:  # a compiler of another version may refuse in any way
-        complaint = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
-    if complaint:
-        warnings.warn(
-            f"grouped matmul: the {name} kernels fail their check on "
-            f"{jax.devices()[0].device_kind} ({complaint}); taking the portable path",
-            stacklevel=2,
-        )
-    else:
-        findings.add(file, key, True)
-    return not complaint
+
+    def passes() -> bool:
+        file, key = findings.path("proofs"), f"{name} {jnp.dtype(dtype)} {_versions()}"
+        if findings.read(file).get(key) is True:
+            return True
+        try:
+            complaint = outside_traces(check, name, dtype)
+        except Exception as e:  # a compiler of another version may refuse in any way
+            complaint = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+        if complaint:
+            warnings.warn(
+                f"grouped matmul: the {name} kernels fail their check on "
+                f"{jax.devices()[0].device_kind} ({complaint}); taking the portable path",
+                stacklevel=3,
+            )
+        else:
+            findings.add(file, key, True)
+        return not complaint
+
+    return distributed.of_the_first(f"proof {name} {jnp.dtype(dtype)}", passes)
 
 
 @functools.cache

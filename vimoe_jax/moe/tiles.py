@@ -18,6 +18,7 @@ import numpy as np
 from vimoe_jax.moe import findings, hopper
 from vimoe_jax.moe.hopper import ROWS, Tiles
 from vimoe_jax.moe.proof import outside_traces
+from vimoe_jax.parallel import distributed
 
 _TUNE_FROM = 1e11  # operations of a product below which the default is taken
 
@@ -44,14 +45,19 @@ def _pick(kernel, left, right, dtype, num_experts) -> Tiles:
     if len(options) == 1 or operations < _TUNE_FROM or os.environ.get("VIMOE_TUNE") == "0":
         return options[0]
     name = f"{kernel} {left} {right} {dtype} {num_experts or ''}".strip()
-    file = findings.path("tiles")
-    known = findings.read(file)
-    for option in options:
-        if vars(option) == known.get(name):
-            return option
-    best = _fastest(kernel, options, left, right, dtype, num_experts)
-    findings.add(file, name, vars(best))
-    return best
+
+    def find() -> dict[str, int]:
+        file = findings.path("tiles")
+        known = findings.read(file).get(name)
+        if any(known == vars(option) for option in options):
+            return known
+        best = vars(_fastest(kernel, options, left, right, dtype, num_experts))
+        findings.add(file, name, best)
+        return best
+
+    # Processes that compiled different kernels would be different programs to XLA.
+    chosen = distributed.of_the_first(f"tiles {name}", find)
+    return next(option for option in options if vars(option) == chosen)
 
 
 def candidates(kernel: str, left: tuple[int, ...], right: tuple[int, ...]) -> list[Tiles]:

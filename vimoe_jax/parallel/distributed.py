@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import dataclasses
 import itertools
+import json
 import os
 import re
 import socket
@@ -18,7 +19,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -363,3 +364,21 @@ class AnyProcess:
         if len(self._answers) <= self._lag:
             return False
         return bool(jax.device_get(self._answers.popleft()))
+
+
+def of_the_first(key: str, find: Callable[[], Any], timeout: float = 900) -> Any:
+    """What process 0 finds, for all: of what is measured, processes must not think differently.
+
+    Args:
+      key: names what is found; asked for once in a run.
+      find: gives something that JSON can hold; called by process 0 alone.
+      timeout: seconds that the others wait.
+    """
+    client = _client()
+    if client is None:
+        return find()
+    import jax
+
+    if jax.process_index() == 0:
+        client.key_value_set(f"vimoe/found/{key}", json.dumps(find()))
+    return json.loads(client.blocking_key_value_get(f"vimoe/found/{key}", int(1000 * timeout)))
