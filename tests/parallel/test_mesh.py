@@ -11,7 +11,6 @@ from vimoe_jax.config import Config, Eval, Mesh, Train
 from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel import mesh as mesh_lib
-from vimoe_jax.parallel import rules
 from vimoe_jax.plan import hardware
 
 
@@ -133,21 +132,3 @@ def test_the_rule_is_one_of_two():
     mesh = mesh_lib.for_run(c, Blueprint.create(c.model, VOCAB), jax.devices()[:8])
     assert mesh_lib.describe(mesh) == "data 8"
     assert mesh_lib.describe(mesh_lib.make_mesh({}, jax.devices()[:1])) == "one device"
-
-
-@pytest.mark.parametrize(
-    ("axes", "shape", "where"),
-    [
-        (("embed", "heads", None), (64, 16, 8), ("fsdp", "tensor", None)),
-        (("inner", None, "embed"), (16, 8, 64), (("tensor", "fsdp"), None, None)),
-        (("inner", None, "embed"), (6, 8, 64), ("tensor", None, "fsdp")),  # 3 are no 4 parts
-        (("inner", None, "embed"), (3, 8, 64), (None, None, "fsdp")),
-        (("experts", "inner", "embed"), (4, 96, 64), (None, ("tensor", "fsdp"), None)),
-        (("group", None, None), (8, 5, 64), ("fsdp", None, None)),
-    ],
-    ids=str,
-)
-def test_matrices_are_split_by_their_rows(axes, shape, where):
-    mesh = mesh_lib.make_mesh({"fsdp": 4, "tensor": 2}, jax.devices()[:8])
-    found = rules.spec(axes, shape, mesh)
-    assert found == jax.sharding.PartitionSpec(*where)

@@ -68,7 +68,7 @@ class MLP(nnx.Module):
             rngs, fan_in(in_dim), (in_dim, num_in, mlp_dim), ("embed", None, "mlp"), cast=True
         )
         self.w_out = param(
-            rngs, fan_in(mlp_dim, out_scale), (mlp_dim, out_dim), ("inner", "embed"), cast=True
+            rngs, fan_in(mlp_dim, out_scale), (mlp_dim, out_dim), ("mlp", "embed"), cast=True
         )
         if bias:
             self.b_in = param(rngs, zeros, (num_in, mlp_dim), (None, "mlp"))
@@ -125,7 +125,7 @@ class Attention(nnx.Module):
         self.k = param(rngs, fan_in(dim), (dim, kv, n), ("embed", "kv_heads", None), cast=True)
         self.v = param(rngs, fan_in(dim), (dim, kv, n), ("embed", "kv_heads", None), cast=True)
         self.out = param(
-            rngs, fan_in(h * n, out_scale), (h, n, dim), ("inner", None, "embed"), cast=True
+            rngs, fan_in(h * n, out_scale), (h, n, dim), ("heads", None, "embed"), cast=True
         )
         self.bias = bias
         if bias:

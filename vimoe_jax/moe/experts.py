@@ -54,7 +54,7 @@ class Experts(nnx.Module):
             rngs, fan_in(d), (e, d, num_in, f), ("experts", "embed", None, "mlp"), cast=True
         )
         self.w_out = param(
-            rngs, fan_in(f, out_scale), (e, f, out_dim), ("experts", "inner", "embed"), cast=True
+            rngs, fan_in(f, out_scale), (e, f, out_dim), ("experts", "mlp", "embed"), cast=True
         )
         if bias:
             self.b_in = param(rngs, zeros, (e, num_in, f), ("experts", None, "mlp"))

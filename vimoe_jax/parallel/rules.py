@@ -28,10 +28,6 @@ RULES: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     # parameters
     "embed": ("fsdp",),
-    # What an output projection sums over, heads or an MLP's units. Taking `fsdp` too, where it
-    # divides them, every matrix is split by its rows: parts that are gathered, and sums that are
-    # scattered, lie one behind the other, and nothing is transposed for it.
-    "inner": ("tensor", "fsdp"),
     # never split
     "layers": (),
 }
