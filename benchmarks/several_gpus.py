@@ -80,15 +80,11 @@ def exchanged(gpus: int, same: dict[str, Any], flags: str) -> list[Run]:
         Variant("moe", "gather", 1.25, mesh=experts, **same),
         Variant("moe", "gather", 1.25, mesh=experts, by_expert=True, **same),
     ]
-    ragged = (
-        []
-        if same["tiny"]
-        else [  # which XLA on CPU has not
-            Run(Variant("moe", "dropless", mesh=experts, parts=64, **same), flags),
-            Run(Variant("moe", "dropless", mesh=experts, parts=1, **same), "send"),
-        ]
-    )
-    return [Run(v, flags) for v in found] + ragged
+    runs = [Run(v, flags) for v in found]
+    if same["tiny"]:  # XLA on CPU has no ragged all-to-all
+        return runs
+    whole, cut = (Variant("moe", "dropless", mesh=experts, parts=n, **same) for n in (1, 64))
+    return [*runs, Run(cut, flags), Run(whole, "send"), Run(whole, flags)]
 
 
 def best(records: Sequence[dict[str, Any]]) -> str:
@@ -277,16 +273,16 @@ def peers_of(gpus: int, timeout: float, tiny: bool, sizes: Sequence[str]) -> lis
     from benchmarks import peers
 
     until, few = time.monotonic() + timeout, ["--tiny"] * tiny
+    kinds = ("dense", "moe")
 
     def run(kind: str, count: int) -> dict[str, Any]:
         impl = ["--impl", "grouped_mm_bf16"] if kind == "moe" else []
         model = ["model", "--kind", kind, "--precision", "float32", "--compile", *impl]
-        env = {} if tiny or count > 1 else {"CUDA_VISIBLE_DEVICES": "01"[kind == "moe"]}
+        env = {} if tiny or count > 1 else turns.environment(1, kinds.index(kind))
         left = max(1.0, until - time.monotonic())
         record = peers.run([*model, *sizes, f"--gpus={count}", *few], left, env)[-1]
         return record | {"devices": count}
 
-    kinds = ("dense", "moe")
     on_all = [run(kind, gpus) for kind in kinds]
     with ThreadPoolExecutor(1 if tiny else 2) as threads:
         alone = list(threads.map(run, kinds, (1, 1)))
@@ -395,6 +391,9 @@ def _run(a: argparse.Namespace, chosen: Sequence[str], flags: str) -> int:
 
     def keep(part: str, records: Sequence[dict[str, Any]]) -> None:
         results.setdefault(part, []).extend(records)
+        write()
+
+    def write() -> None:
         if a.out:  # after each: a machine may be taken away
             a.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
@@ -435,7 +434,7 @@ def _run(a: argparse.Namespace, chosen: Sequence[str], flags: str) -> int:
                 keep_one)  # fmt: skip
     timed = [r for part in ("tune", "scaling", "exchange") for r in results.get(part, [])]
     compare_all(list(runs), timed)
-    keep("parity", [])  # writes the efficiencies
+    write()
     show(timed)
     if "peers" in chosen:
         sizes = [f"--batch={a.batch}", f"--text={a.text}"]

@@ -41,7 +41,7 @@ FLAGS: dict[str, dict[str, str]] = {
         "--xla_gpu_unsupported_use_ragged_all_to_all_one_shot_kernel=false"
     },
 }
-TUNED = ("plain", "hide", "combine")
+TUNED = ("plain", "hide", "combine", "few")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,10 @@ class Run:
 
 
 def environment(count: int, first: int, flags: str = "plain") -> dict[str, str]:
-    """The environment of a process that sees `count` GPUs from number `first` on, round about."""
+    """The environment of a process that sees `count` GPUs from number `first` on, round about.
+
+    `flags` take the place of the caller's XLA_FLAGS.
+    """
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | FLAGS[flags]
     env["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if os.environ.get("JAX_PLATFORMS") == "cpu":

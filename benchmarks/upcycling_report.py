@@ -50,7 +50,9 @@ def report(results: dict[str, Any], folder: Path) -> str:
         f"decoder, batches of {size['batch_size']}; {results['device']}, JAX {results['jax']}; "
         f"seeds {', '.join(map(str, seeds))}. Parent after {size['parent_steps']} steps: "
         f"validation loss {_spread(parent)}. "
-        f"Every arm then gets {size['extra']:g}× the parent's FLOPs.",
+        f"Every arm then gets {size['extra']:g}× the parent's FLOPs. By "
+        "`python -m benchmarks.upcycling --report=docs/results`, a seed a call with `--seeds` and "
+        "`--read`.",
         "",
         "| arm | parameters | active | steps | loss at once | at half | at the end "
         "| over dense | accuracy |",

@@ -251,7 +251,7 @@ def through_experts(
     """
     mesh = active_mesh()
     if name == "gather" and experts.backend() == "hopper" and sorted_by_expert(mesh):
-        name, exchange_factor = "dropless", 0.0
+        name, exchange_factor = "dropless", 0.0  # one round: capacity bounds what is sent
     if name == "dropless" and mesh is None:
         return _local(*nnx.split(experts), assignment, x, num_experts, capacity)
     if name == "dropless":
