@@ -172,19 +172,23 @@ def register_grouped_mm_bf16() -> None:
     dtype, so under autocast the stock implementation multiplies in float32, one expert after
     another. This is what autocast does for every other matrix: the peer at its best.
     """
-    from types import SimpleNamespace
-
     import torch
     from transformers.integrations import moe
 
+    # What transformers' function reads; which of it there is depends on the version.
+    names = ("num_experts", "has_gate", "has_bias", "is_transposed", "has_post_expert_norm",
+             "post_expert_norm", "_apply_gate", "_is_expert_parallel")  # fmt: skip
+
+    class Cast:  # one that dynamo can trace, as it cannot SimpleNamespace
+        def __init__(self, experts: torch.nn.Module):
+            for name in names:
+                if hasattr(experts, name):
+                    setattr(self, name, getattr(experts, name))
+            self.gate_up_proj = experts.gate_up_proj.to(torch.bfloat16)
+            self.down_proj = experts.down_proj.to(torch.bfloat16)
+
     def forward(self: torch.nn.Module, *arguments: torch.Tensor) -> torch.Tensor:
-        cast = SimpleNamespace(
-            num_experts=self.num_experts, has_gate=self.has_gate, has_bias=self.has_bias,
-            is_transposed=self.is_transposed, _apply_gate=self._apply_gate,
-            gate_up_proj=self.gate_up_proj.to(torch.bfloat16),
-            down_proj=self.down_proj.to(torch.bfloat16),
-        )  # fmt: skip
-        return moe.grouped_mm_experts_forward(cast, *arguments)
+        return moe.grouped_mm_experts_forward(Cast(self), *arguments)
 
     moe.ALL_EXPERTS_FUNCTIONS.register("grouped_mm_bf16", forward)
 
