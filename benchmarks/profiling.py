@@ -74,8 +74,10 @@ def scope(op_name: str) -> str:
     return " ".join(filter(None, (part, inner))) + backward
 
 
-def by_scope(rows: Iterable[tuple[str, str, float]], hlo: str) -> list[tuple[str, float]]:
-    """(scope, milliseconds a call), largest first.
+def scopes_of(
+    rows: Iterable[tuple[str, str, float]], hlo: str
+) -> list[tuple[str, str, str, float]]:
+    """`kernels`' rows with the scope of each before them, or a library's kernel itself.
 
     Args:
       rows: what `kernels` gave.
@@ -84,10 +86,19 @@ def by_scope(rows: Iterable[tuple[str, str, float]], hlo: str) -> list[tuple[str
     """
     found = re.findall(r'^\s*(?:ROOT )?%?([\w.-]+) = .*op_name="([^"]*)"', hlo, re.MULTILINE)
     paths = {re.sub(r"\W", "_", op): path for op, path in found}
-    total: dict[str, float] = defaultdict(float)
-    for kernel, op, ms in rows:
+
+    def of(kernel: str, op: str) -> str:
         path = paths.get(re.sub(r"\W", "_", op)) or paths.get(kernel)
-        total[scope(path) if path else kernel[:40]] += ms
+        return scope(path) if path else kernel[:40]
+
+    return [(of(kernel, op), kernel, op, ms) for kernel, op, ms in rows]
+
+
+def by_scope(rows: Iterable[tuple[str, str, str, float]]) -> list[tuple[str, float]]:
+    """(scope, milliseconds a call) of what `scopes_of` gave, largest first."""
+    total: dict[str, float] = defaultdict(float)
+    for name, _, _, ms in rows:
+        total[name] += ms
     return sorted(total.items(), key=lambda one: -one[1])
 
 

@@ -27,6 +27,7 @@ import itertools
 import json
 import math
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -78,7 +79,6 @@ def exchanged(gpus: int, same: dict[str, Any], flags: str) -> list[Run]:
         Variant("moe", "gather", 1.25, **same),
         Variant("moe", "dropless", mesh=experts, parts=0, **same),
         Variant("moe", "gather", 1.25, mesh=experts, **same),
-        Variant("moe", "gather", 1.25, mesh=experts, by_expert=True, **same),
     ]
     runs = [Run(v, flags) for v in found]
     if same["tiny"]:  # XLA on CPU has no ragged all-to-all
@@ -200,6 +200,7 @@ def killed(gpus: int, tiny: bool) -> list[dict[str, Any]]:
             return {r["step"]: r["train/loss"] for r in read if "train/loss" in r}
 
         env = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false")
+        env["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # as on a CPU, and not TF32
         quiet = dict(cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         alone = subprocess.Popen(command("alone", 1), **quiet)
         run = subprocess.Popen(command("run", gpus), **quiet)
@@ -212,7 +213,8 @@ def killed(gpus: int, tiny: bool) -> list[dict[str, Any]]:
                 _kill(gpus - 1, folder)
                 break
         first = run.wait()
-        saved = sorted(int(p.name) for p in (Path(folder) / "run/checkpoints").glob("[0-9]*"))
+        names = [p.name for p in (Path(folder) / "run/checkpoints").iterdir()]
+        saved = sorted(int(n) for n in names if n.isdigit())  # not one that was being written
         again = subprocess.run(
             command("run", fewer), **{**quiet, "stdout": subprocess.PIPE}, text=True
         )
@@ -348,11 +350,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--flags", default="hide",
                         help=f"{', '.join(FLAGS)}; or a file of `tune`'s: its best")  # fmt: skip
     parser.add_argument("--also", default="", help="parts to compile with, for a later run")
+    parser.add_argument("--only", default="", help="a pattern that names of variants must match")
     parser.add_argument("--batch", type=int, default=32, help="rows a GPU")
     parser.add_argument("--text", type=int, default=60)
     parser.add_argument("--steps", type=int, default=20, help="timed, at least")
     parser.add_argument("--remat", default="dots", help="model.remat, by name")
     parser.add_argument("--unroll", type=int, default=28)
+    parser.add_argument("--at_once", action="store_true",
+                        help="compile in the processes that are timed, if memory lets")  # fmt: skip
     parser.add_argument("--compile", type=float, default=300, help="seconds for all to compile")
     parser.add_argument("--turn", type=float, default=60, help="seconds a variant has the GPUs")
     parser.add_argument("--timeout", type=float, default=400, help="seconds for the peers")
@@ -402,21 +407,24 @@ def _run(a: argparse.Namespace, chosen: Sequence[str], flags: str) -> int:
         "scaling": scaling(a.gpus, same, flags),
         "exchange": exchanged(a.gpus, same, flags),
     }
+    of_part = {part: [r for r in of if re.search(a.only, r.name())] for part, of in of_part.items()}
     runs = {r: part for part, of in of_part.items() if part in chosen for r in of}
     also = {r for part in a.also.split(",") for r in of_part.get(part, ())}
     # One GPU's first, apart from each other: XLA then knows the fastest kernels of most shapes.
     order = sorted(dict.fromkeys([*runs, *also]), key=lambda r: r.variant.devices())
-    alone = [r for r in order if not r.variant.mesh]
-    for record in turns.compile_all(alone, a.compile):
+    order = [] if a.at_once else order
+    for record in turns.compile_all([r for r in order if not r.variant.mesh], a.compile):
         say(f"{record['name']}: {record.get('error') or 'compiled'}")
-    with ThreadPoolExecutor() as threads:
-        beside: dict[str, Future] = {}
-        if "parity" in chosen:
-            beside["parity"] = threads.submit(parity, a.gpus, a.compile)
-        if "faults" in chosen:
-            beside["faults"] = threads.submit(killed, a.gpus, a.tiny)
-        for record in turns.compile_all([r for r in order if r.variant.mesh], a.compile):
-            say(f"{record['name']}: {record.get('error') or 'compiled'}")
+    threads = ThreadPoolExecutor()
+    beside: dict[str, Future] = {}
+    if "parity" in chosen:
+        beside["parity"] = threads.submit(parity, a.gpus, a.compile)
+    if "faults" in chosen:
+        beside["faults"] = threads.submit(killed, a.gpus, a.tiny)
+    for record in turns.compile_all([r for r in order if r.variant.mesh], a.compile):
+        say(f"{record['name']}: {record.get('error') or 'compiled'}")
+
+    def finish() -> None:
         for part, future in beside.items():
             keep(part, future.result())
             say(part)
@@ -430,8 +438,9 @@ def _run(a: argparse.Namespace, chosen: Sequence[str], flags: str) -> int:
         keep(by_name[record["name"]], [record])
         say(f"{record['name']}: {record.get('error') or format(record['ms'], '.1f') + ' ms'}")
 
-    turns.timed(sorted(runs, key=lambda r: bool(r.variant.mesh)), a.gpus, a.compile, a.turn,
-                keep_one)  # fmt: skip
+    in_order = sorted(runs, key=lambda r: bool(r.variant.mesh))
+    turns.timed(in_order, a.gpus, a.compile, a.turn, keep_one, finish)
+    threads.shutdown()
     timed = [r for part in ("tune", "scaling", "exchange") for r in results.get(part, [])]
     compare_all(list(runs), timed)
     write()

@@ -62,7 +62,6 @@ class Variant:
       batch: rows a device.
       mesh: (axis, size) pairs; one device if empty.
       parts: what `vimoe_jax.moe.exchange.parts` shall say; its own answer if -1.
-      by_expert: `vimoe_jax.moe.dispatch.sorted_by_expert` says yes on every mesh.
       only_compile: for JAX's compilation cache.
       turn: where to say that it has compiled, and to wait until the devices are its own.
       overrides: (field of the configuration, value) pairs.
@@ -80,7 +79,6 @@ class Variant:
     profile: bool = False
     mesh: tuple[tuple[str, int], ...] = ()
     parts: int = -1
-    by_expert: bool = False
     only_compile: bool = False
     turn: str = ""
     overrides: tuple[tuple[str, str], ...] = ()
@@ -94,7 +92,7 @@ class Variant:
         parts += ["remat"] if self.remat != "none" else []
         parts += [f"unroll{self.unroll}"] if self.unroll != 1 else []
         parts += [f"{axis}{size}" for axis, size in self.mesh]
-        parts += [f"parts{self.parts}"] * (self.parts >= 0) + ["by_expert"] * self.by_expert
+        parts += [f"parts{self.parts}"] * (self.parts >= 0)
         parts += [f"{field.rsplit('.', 1)[-1]}={value}" for field, value in self.overrides]
         return "_".join(parts)
 
@@ -174,7 +172,7 @@ def measure(v: Variant) -> dict[str, Any]:
     import jax
 
     from vimoe_jax.model.blueprint import Blueprint
-    from vimoe_jax.moe import dispatch, exchange
+    from vimoe_jax.moe import exchange
     from vimoe_jax.parallel.collectives import collectives
     from vimoe_jax.parallel.mesh import make_mesh, to_mesh
     from vimoe_jax.plan.model_flops import model_flops
@@ -182,8 +180,6 @@ def measure(v: Variant) -> dict[str, Any]:
 
     if v.parts >= 0:
         exchange.parts = lambda mesh: v.parts
-    if v.by_expert:
-        dispatch.sorted_by_expert = lambda mesh: True
     c, devices = configuration(v), jax.devices()[: v.devices()]
     mesh = make_mesh(dict(v.mesh), devices)
     blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
@@ -264,16 +260,18 @@ def profiled(name: str, call: Callable[[], Any], hlo: str) -> dict[str, Any]:
     from benchmarks import profiling
 
     events = profiling.events(call)
-    kernels = profiling.kernels(events)
-    scopes = profiling.by_scope(kernels, hlo)
+    kernels = profiling.scopes_of(profiling.kernels(events), hlo)
+    scopes = profiling.by_scope(kernels)
     share, overlap = profiling.communication(events)
     print(f"{name}: {sum(ms for *_, ms in kernels):.2f} ms on all devices", file=sys.stderr)
     print(f"  {share:.1%} of a step in collectives, {overlap:.1%} overlapped", file=sys.stderr)
     for scope, ms in scopes[:30]:
         print(f"  {ms:8.3f} ms  {scope}", file=sys.stderr)
-    for kernel, op, ms in kernels[:30]:
+    for _, kernel, op, ms in kernels[:30]:
         print(f"  {ms:8.3f} ms  {op[:40]:40}  {kernel[:70]}", file=sys.stderr)
-    return {"scopes": scopes, "collectives": share, "overlapped": overlap}
+    return {
+        "scopes": scopes, "kernels": kernels[:200], "collectives": share, "overlapped": overlap
+    }  # fmt: skip
 
 
 def drop_fraction(metrics: StepMetrics) -> float:

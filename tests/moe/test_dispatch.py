@@ -341,7 +341,6 @@ def test_what_has_a_capacity_is_exchanged_in_one_round(monkeypatch):
     args = inputs(6, (4, 20, 4), "swiglu", sharpness=30.0, valid_fraction=0.8)
     expected = compiled("top_k", 2, 5, "swiglu", 4)(*args)["einsum"][1]
     monkeypatch.setattr(Experts, "backend", lambda _: "hopper")
-    monkeypatch.setattr(dispatch, "sorted_by_expert", lambda mesh: True)
     monkeypatch.setattr(exchange, "in_rounds", None)
     close(on_a_mesh("gather", {"data": 2, "expert": 2}, args, capacity=5), expected)
 

@@ -50,12 +50,19 @@ def test_tokens_travel_to_their_experts_by_all_to_all(step):
 
 def test_no_experts_weights_are_gathered_over_the_experts_axis(step):
     gathers = [c for c in step if c.kind == "all-gather" and "expert" in c.axes]
-    # What the devices tell each other before an exchange: how many rows for each expert.
-    assert all(math.prod(c.shape) <= 2 * MOE.num_experts for c in gathers)
+    assert not [c for c in gathers if MOE.mlp_dim in c.shape]
+    # Where tokens go to experts: only what the devices tell each other before, how many rows for
+    # each expert.
+    for c in gathers:
+        assert not c.in_loop or math.prod(c.shape) <= 2 * MOE.num_experts
 
 
-def test_no_activations_are_gathered_over_data(step):
-    assert not [c for c in step if c.kind == "all-gather" and "data" in c.axes]
+def test_over_data_parameters_are_gathered_once_and_activations_never(step):
+    """Tokens aside, which look up their embeddings where these are: whole numbers."""
+    gathers = [c for c in step if c.kind == "all-gather" and "data" in c.axes]
+    assert [c for c in gathers if MOE.mlp_dim in c.shape]
+    assert not [c for c in gathers if c.in_loop or c.count > 1]
+    assert not [c for c in gathers if ROWS in c.shape and WIDTH in c.shape and PLACES in c.shape]
 
 
 def test_parameters_are_gathered_layer_by_layer(step):

@@ -178,7 +178,7 @@ def test_every_mesh_gives_the_same_numbers(monkeypatch, sizes, limit):
     expected = jax.jit(with_mesh(None))(*arguments)
     mesh = make_mesh(sizes, jax.devices()[:8])
     got = on_mesh(mesh, arguments)(*arguments)
-    assert got[1][1].sharding == rules.sharding(("vocab", "embed"), (24, D), mesh)
+    assert got[1][1].sharding == rules.sharding(("vocab", "embed"), (24, D), mesh, rules.KEPT)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5), got, expected)
 
 
@@ -196,7 +196,7 @@ def on_mesh(mesh, arguments):
     rows = functools.partial(rules.sharding, mesh=mesh)
     places = [
         rows(("batch", None, None), hidden.shape),
-        rows(("vocab", "embed"), matrix.shape),
+        rows(("vocab", "embed"), matrix.shape, over=rules.KEPT),
         *[rows(("batch", None), x.shape) for x in arguments[2:]],
     ]
     out = (None, tuple(places[:2]))

@@ -167,8 +167,8 @@ class Shaped:
     def __init__(self, mesh_rules):
         self._sharding = mesh_rules
 
-    def shardings(self, mesh):
-        return {n: self._sharding(a, s, mesh) for n, (s, a) in SHAPES.items()}
+    def shardings(self, mesh, over=rules.KEPT):
+        return {n: self._sharding(a, s, mesh, over) for n, (s, a) in SHAPES.items()}
 
     def axes(self):
         return AXES

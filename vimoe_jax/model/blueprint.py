@@ -63,14 +63,21 @@ class Blueprint:
         return nnx.merge(self.graph, nnx.from_flat_state(filled))
 
     def cast(self, params: Params) -> Params:
-        """The layers' matrices in the compute dtype, everything else as it is.
+        """The layers' matrices in the compute dtype, and what no stack has gathered on a mesh.
 
         `build` takes either; casting first reads each master weight once, where layers in a scan
         would each cast their slice in both passes.
         """
         dtype = compute_dtype(self.config.dtype)
-        marked = {n for n, v in self._variables().items() if v.get_metadata().get("cast")}
-        return {n: p.astype(dtype) if n in marked else p for n, p in params.items()}
+        about = {name: v.get_metadata() for name, v in self._variables().items()}
+
+        def one(name: str, p: jax.Array) -> jax.Array:
+            axes = about[name]["axes"]
+            p = p.astype(dtype) if about[name].get("cast") else p
+            # A stack gathers its own, and what has a vocabulary is cast and gathered where used.
+            return p if "layers" in axes or "vocab" in axes else rules.gather(p, axes)
+
+        return {name: one(name, p) for name, p in params.items()}
 
     def axes(self) -> dict[str, rules.Axes]:
         """Logical axes of every parameter."""
@@ -88,10 +95,10 @@ class Blueprint:
             for name, v in self._variables().items()
         }
 
-    def shardings(self, mesh: Mesh) -> dict[str, NamedSharding]:
-        """Sharding of every parameter on a mesh."""
+    def shardings(self, mesh: Mesh, over: rules.Axes = rules.KEPT) -> dict[str, NamedSharding]:
+        """Sharding of every parameter on a mesh; `over` as in `rules.spec`."""
         axes = self.axes()
-        return {n: rules.sharding(axes[n], shape, mesh) for n, shape in self.shapes().items()}
+        return {n: rules.sharding(axes[n], s, mesh, over) for n, s in self.shapes().items()}
 
     def layers_of(self, moe: dict[str, Any]) -> dict[str, MoEStats]:
         """The MoE reports of a forward pass by layer name ("decoder.1", …), first to last."""

@@ -18,6 +18,7 @@ from vimoe_jax.model.stack import Stack, empty
 from vimoe_jax.model.tokens import NUM_KINDS
 from vimoe_jax.moe.block import MoE
 from vimoe_jax.moe.options import moe_layers
+from vimoe_jax.parallel.lookup import TABLE, lookup
 from vimoe_jax.parallel.parameters import param
 from vimoe_jax.parallel.rules import constrain
 
@@ -72,9 +73,7 @@ class Decoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.config, self.dtype = c, dtype
-        self.embedding = param(
-            rngs, nnx.initializers.normal(0.02), (vocab_size, c.width), ("vocab", "embed")
-        )
+        self.embedding = param(rngs, nnx.initializers.normal(0.02), (vocab_size, c.width), TABLE)
         self.blocks = Stack(
             moe_layers(c.moe, c.depth),
             lambda is_moe, rngs: DecoderBlock(
@@ -90,15 +89,11 @@ class Decoder(nnx.Module):
         )
         self.norm = RMSNorm(c.width, c.norm_eps, rngs=rngs)
         if not c.tie_embeddings:
-            self.head = param(
-                rngs, nnx.initializers.normal(0.02), (vocab_size, c.width), ("vocab", "embed")
-            )
+            self.head = param(rngs, nnx.initializers.normal(0.02), (vocab_size, c.width), TABLE)
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
         """Token embeddings in the compute dtype."""
-        # Gathered over `fsdp` before the look-up: the rows it gives are split over the batch.
-        table = constrain(self.embedding[...].astype(self.dtype), ("vocab", None))
-        return constrain(jnp.take(table, tokens, axis=0), ("batch", None, None))
+        return lookup(self.embedding[...].astype(self.dtype), tokens)
 
     def output_matrix(self) -> Float[Array, "V D"]:
         """The matrix whose product with a hidden state gives logits; float32."""

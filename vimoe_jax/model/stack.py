@@ -17,8 +17,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from vimoe_jax.moe.dispatch import MOVED
-from vimoe_jax.parallel.parameters import Buffer
-from vimoe_jax.parallel.rules import active_mesh
+from vimoe_jax.parallel.parameters import Buffer, gathered
+from vimoe_jax.parallel.rules import BETWEEN, WHOLE, active_mesh
 
 HOST_MEMORY = "pinned_host"  # the kind of memory that `remat="offload"` needs
 
@@ -115,7 +115,7 @@ class Stack(nnx.Module):
                 state, cache, keys = xs
                 x = checkpoint_name(x, _INPUT)
                 out_caches, out_reports = [], []
-                for j, layer in enumerate(nnx.merge(graph, state)):
+                for j, layer in enumerate(nnx.merge(graph, gathered(state, WHOLE))):
                     x, c, r = apply(layer, x, cache[j], None if keys is None else keys[j])
                     out_caches.append(c)
                     out_reports.append(r)
@@ -123,6 +123,10 @@ class Stack(nnx.Module):
 
             if self.remat != "none":
                 body = jax.checkpoint(body, prevent_cse=False, policy=_policy(self.remat))
+            if self.unroll < repeats:
+                state = gathered(state, BETWEEN)
+            else:
+                body = _gathering(body)
             x, (cache, report) = jax.lax.scan(
                 body, x, (state, cache, keys), length=repeats, unroll=self.unroll
             )
@@ -138,6 +142,15 @@ def in_order(segments: Sequence[Segment], reports: list[list[Any]]) -> list[Any]
         for r in range(repeats):
             layers += [jax.tree.map(lambda a, r=r: a[r], report) for report in segment]
     return layers
+
+
+def _gathering(body: Callable[..., Any]) -> Callable[..., Any]:
+    """A scan's body that gathers its layers' parameters itself, and keeps them.
+
+    Where no loop is left, each layer's then travel while others run; a loop waits for them in every
+    turn, and is better given all at once.
+    """
+    return lambda x, xs: body(x, (gathered(xs[0], BETWEEN), *xs[1:]))
 
 
 # Products, attention, kernels ("while": the portable grouped product): what takes long to compute

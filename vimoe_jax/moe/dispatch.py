@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, struct
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from vimoe_jax.moe import exchange, grouped, segments
@@ -245,12 +245,11 @@ def through_experts(
 ) -> Float[Array, "G M O"]:
     """Tokens through their experts and back, by the dispatcher of that name.
 
-    On Hopper GPUs that hold all experts "gather" runs as "dropless" does: the same choices are
-    dropped, but slots that stayed empty are not multiplied. `exchange_factor` is what "dropless"
-    gives `exchange.slots`.
+    On Hopper GPUs "gather" runs as "dropless" does: the same choices are dropped, but slots that
+    stayed empty are not multiplied. `exchange_factor` is what "dropless" gives `exchange.slots`.
     """
     mesh = active_mesh()
-    if name == "gather" and experts.backend() == "hopper" and sorted_by_expert(mesh):
+    if name == "gather" and experts.backend() == "hopper":
         name, exchange_factor = "dropless", 0.0  # one round: capacity bounds what is sent
     if name == "dropless" and mesh is None:
         return _local(*nnx.split(experts), assignment, x, num_experts, capacity)
@@ -264,11 +263,6 @@ def through_experts(
     out = constrain(experts(buffers), ("expert_group", "experts", None, None))
     out = checkpoint_name(constrain(out, ("group", None, None, None)), MOVED[1])
     return constrain(tokens.from_experts(out), ("group", None, None))
-
-
-def sorted_by_expert(mesh: Mesh | None) -> bool:
-    """Whether Hopper GPUs run "gather" as "dropless": where they hold all experts."""
-    return mesh is None or mesh.shape["expert"] == 1
 
 
 def _local(graph, state, assignment, x, num_experts, capacity):
@@ -322,7 +316,6 @@ def _on_mesh(assignment, experts, x, num_experts, capacity, mesh, factor):
     expert_split, hidden_split, _ = spec(("experts", "mlp", None), experts.w_out.shape, mesh)
 
     def device(state, assignment: Assignment, x: jax.Array) -> jax.Array:
-        state = jax.tree.map(_gathered, state, specs)
         if hidden_split and "b_out" in state:
             first = jax.lax.axis_index("tensor") == 0  # one of those whose results are summed
             state["b_out"] = state["b_out"].replace(state["b_out"][...] * first)
@@ -337,14 +330,6 @@ def _on_mesh(assignment, experts, x, num_experts, capacity, mesh, factor):
         device, mesh=mesh, in_specs=(specs, groups, groups), out_specs=groups, check_vma=False
     )(state, given, padded(x))
     return y[: x.shape[0]]
-
-
-def _gathered(weights: jax.Array, where: PartitionSpec) -> jax.Array:
-    """A device's share of some experts' weights, whole along `fsdp`."""
-    for dimension, axes in enumerate(where):
-        if axes and "fsdp" in axes:
-            weights = jax.lax.all_gather(weights, "fsdp", axis=dimension, tiled=True)
-    return weights
 
 
 def _exchanged(graph, state, assignment, x, num_experts, capacity, factor, parts):

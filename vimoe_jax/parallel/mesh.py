@@ -21,9 +21,10 @@ from vimoe_jax.plan import hardware
 if TYPE_CHECKING:  # which imports `rules`
     from vimoe_jax.model.blueprint import Blueprint
 
-# Float32 weight, gradient and two moments of a parameter; and the share of a device's memory that
-# they may take, the rest being left to activations and what a step needs besides.
-_BYTES = 16
+# Float32 weight, gradient and two moments of a parameter, where it is kept; its 16-bit copy, where
+# that is gathered to once a step; and the share of a device's memory that they may take, the rest
+# being left to activations and what a step needs besides.
+_KEPT, _GATHERED = 16, 2
 _SHARE = 0.5
 _UNKNOWN_MEMORY = 16 * 2**30  # of a device that tells nothing
 
@@ -63,8 +64,9 @@ def choose(c: Config, blueprint: Blueprint, devices: list[Any]) -> dict[str, int
     """Sizes by the rule `auto`: of all meshes on which the batch can be split, the simplest.
 
     In this order: as few devices as possible along `tensor`, then splitting the parameters (`fsdp`
-    × `expert`) no more than lets 16 bytes of each parameter fit half of a device's memory, then as
-    much of that as possible along `expert`; all others are `data`. `tensor` stays within a process
+    × `expert`) no more than lets their state, which is split over all devices, and a 16-bit copy
+    fit half of a device's memory, then as much of that as possible along `expert`; all others are
+    `data`. `tensor` stays within a process
     and divides the decoder's heads; `expert` divides the experts and, on GPUs, stays within a host.
     If the parameters fit nowhere, the mesh on which they take least.
 
@@ -132,11 +134,12 @@ def _splits_heads(c: Config, tensor: int) -> bool:
 
 
 def _state_bytes(blueprint: Blueprint, sizes: Mapping[str, int]) -> float:
-    """Bytes of parameters, gradients and optimizer state on a device."""
+    """Bytes of parameters, gradients and optimizer state on a device, and of gathered weights."""
     mesh = AbstractMesh(tuple(sizes[a] for a in rules.MESH_AXES), rules.MESH_AXES)
-    where = blueprint.shardings(mesh)
     return sum(
-        _BYTES * math.prod(where[name].shard_shape(shape))
+        of_each * math.prod(where[name].shard_shape(shape))
+        for of_each, over in ((_KEPT, rules.KEPT), (_GATHERED, rules.BETWEEN))
+        for where in (blueprint.shardings(mesh, over),)
         for name, shape in blueprint.shapes().items()
     )
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
 
 from vimoe_jax.parallel import rules
 
@@ -41,10 +40,11 @@ def fan_in(features: int, scale: float = 1.0) -> Initializer:
     return jax.nn.initializers.truncated_normal(scale / features**0.5 / 0.87962566)
 
 
-def shardings(state: nnx.State, mesh: Mesh) -> nnx.State:
-    """For each parameter of a (possibly abstract) state, its NamedSharding by the rules."""
-    return jax.tree.map(
-        lambda p: p.replace(rules.sharding(p.get_metadata("axes"), p.shape, mesh)),
-        state,
-        is_leaf=lambda p: isinstance(p, nnx.Variable),
-    )
+def gathered(state: nnx.State, over: rules.Axes) -> nnx.State:
+    """`rules.gather` of all parameters of a state, stacked over layers or one layer's."""
+
+    def one(p: nnx.Variable) -> nnx.Variable:
+        axes = p.get_metadata("axes")
+        return p.replace(rules.gather(p[...], axes[len(axes) - p.ndim :], over))
+
+    return jax.tree.map(one, state, is_leaf=lambda p: isinstance(p, nnx.Variable))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -26,11 +27,19 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "vocab": ("tensor",),
-    # parameters
-    "embed": ("fsdp",),
+    # parameters: a matrix has one of these, and is split further, see `spec`
+    "embed": (),
     # never split
     "layers": (),
 }
+
+# A matrix's ways, from where it is kept to where it is multiplied: with its moments it is split
+# over all axes that have rows (Xu et al. 2020, arXiv:2004.13336; ZeRO, arXiv:1910.02054); once a
+# step it is gathered, in the compute dtype, over all of them but `fsdp`; over that one each time
+# that its layer runs. Its gradient goes back at once.
+KEPT = ("fsdp", "expert", "data")
+BETWEEN = ("fsdp",)
+WHOLE = ()
 
 Axes = tuple[str | None, ...]
 _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
@@ -52,17 +61,31 @@ def active_mesh() -> Mesh | None:
     return None if mesh is None or mesh.size == 1 else mesh
 
 
-def spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, over: Axes = WHOLE) -> PartitionSpec:
     """The partition of an array with these logical axes.
 
     A mesh axis that does not divide its dimension is left out (the array is replicated over it),
     and no mesh axis is used twice: the first dimension that asks for it gets it.
+
+    Args:
+      axes: of each dimension; None is never split.
+      shape: of the array.
+      mesh: the axes' sizes.
+      over: further mesh axes to split a matrix over (`KEPT`, `BETWEEN` or `WHOLE`), each along the
+        first dimension that it divides, layers left out: a layer's parts then follow each other,
+        and are gathered without being transposed.
     """
+    # Split along their number over `expert` and another axis, experts' gradients come out wrong:
+    # XLA's partitioner, 0.10.2, as tests/parallel/test_meshes.py shows.
+    apart = (None, "layers", *(("experts",) if mesh.shape["expert"] > 1 else ()))
     used: set[str] = set()
     entries: list[tuple[str, ...] | None] = []
     for name, size in zip(axes, shape, strict=True):
         chosen: list[str] = []
-        for axis in RULES[name] if name else ():
+        wanted = RULES[name] if name else ()
+        if "embed" in axes and name not in apart:
+            wanted += over
+        for axis in wanted:
             parts = mesh.shape[axis]
             if axis not in used and parts > 1 and size % parts == 0:
                 chosen.append(axis)
@@ -72,14 +95,39 @@ def spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def sharding(axes: Axes, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def sharding(axes: Axes, shape: tuple[int, ...], mesh: Mesh, over: Axes = WHOLE) -> NamedSharding:
     """`spec` on its mesh."""
-    return NamedSharding(mesh, spec(axes, shape, mesh))
+    return NamedSharding(mesh, spec(axes, shape, mesh, over))
 
 
-def constrain(x: jax.Array, axes: Axes) -> jax.Array:
-    """Fixes the sharding of an activation by its logical axes; without a mesh, does nothing."""
+def gather(x: jax.Array, axes: Axes, over: Axes = WHOLE) -> jax.Array:
+    """A matrix split over `over` and no further; its gradient split as the matrix is kept.
+
+    Without a mesh, does nothing.
+    """
     mesh = active_mesh()
     if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, sharding(axes, x.shape, mesh))
+    there, back = (sharding(axes, x.shape, mesh, to) for to in (over, KEPT))
+    return x if there == back else _gather(x, there, back)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x, there, back):
+    return jax.lax.with_sharding_constraint(x, there)
+
+
+def _gather_bwd(there, back, _, d_x):
+    # Said here, or each device would get the whole sum, to keep a part of it.
+    return (jax.lax.with_sharding_constraint(d_x, back),)
+
+
+_gather.defvjp(lambda x, there, back: (_gather(x, there, back), None), _gather_bwd)
+
+
+def constrain(x: jax.Array, axes: Axes, over: Axes = WHOLE) -> jax.Array:
+    """Fixes the sharding of an array by its logical axes; without a mesh, does nothing."""
+    mesh = active_mesh()
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, sharding(axes, x.shape, mesh, over))

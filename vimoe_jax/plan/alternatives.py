@@ -16,6 +16,8 @@ from jax.sharding import AbstractMesh, Mesh
 
 from vimoe_jax.config import Config
 from vimoe_jax.model.blueprint import Blueprint
+from vimoe_jax.model.vlm import compute_dtype
+from vimoe_jax.parallel import rules
 from vimoe_jax.plan.compiled import abstract_batch, device_bytes
 from vimoe_jax.train.loss import cross_entropy
 from vimoe_jax.train.program import Program
@@ -79,7 +81,7 @@ def alternatives(
 def _wider(
     c: Config, blueprint: Blueprint, sizes: dict[str, int], state: int, total: float, less: int
 ) -> Iterator[Alternative]:
-    """Parameters split twice as far: by fewer copies of the model, or by twice the devices.
+    """Weights split twice as far: by fewer copies of the model, or by twice the devices.
 
     `less` is what half of a device's rows change (fewer, for a given batch on twice the devices).
     """
@@ -89,9 +91,18 @@ def _wider(
         change, less = f"mesh.data={wide['data']} mesh.fsdp={wide['fsdp']}", 0
     else:
         change = f"mesh.fsdp={wide['fsdp']}, twice the devices"
-    mesh = AbstractMesh(tuple(wide.values()), tuple(wide))
+    mesh, now = (AbstractMesh(tuple(m.values()), tuple(m)) for m in (wide, sizes))
     new = device_bytes(Program.create(c, blueprint, mesh).abstract())
+    less += _gathered(blueprint, mesh) - _gathered(blueprint, now)
     yield Alternative(change, new, round(total + new - state + less))
+
+
+def _gathered(blueprint: Blueprint, mesh: AbstractMesh) -> int:
+    """Bytes of the weights that a device has gathered in the compute dtype for a whole step."""
+    where = blueprint.shardings(mesh, rules.BETWEEN)
+    size = compute_dtype(blueprint.config.dtype).itemsize
+    shapes = blueprint.shapes()
+    return size * sum(math.prod(at.shard_shape(shapes[name])) for name, at in where.items())
 
 
 def _together(c: Config, blueprint: Blueprint, mesh: Mesh, rows: int, rest: float) -> Alternative:

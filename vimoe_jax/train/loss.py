@@ -90,7 +90,7 @@ def _forward(hidden, matrix, targets, weights) -> tuple[TokenLoss, Any]:
     (total, d_matrix), d_hidden = _over_chunks(
         body, start, (hidden, targets, weights), matrix.shape[0]
     )
-    d_matrix = constrain(d_matrix.sum(0), ("vocab", "embed"))
+    d_matrix = constrain(d_matrix.sum(0), ("vocab", "embed"), rules.KEPT)
     return total, (d_hidden, d_matrix.astype(matrix.dtype))
 
 
@@ -108,8 +108,8 @@ def _zero() -> TokenLoss:
 
 
 def _gathered(matrix: Float[Array, "V D"], dtype: jnp.dtype) -> Float[Array, "V D"]:
-    """In the compute dtype and, once for all chunks, gathered over `fsdp`."""
-    return constrain(matrix.astype(dtype), ("vocab", None))
+    """In the compute dtype and, once for all chunks, gathered."""
+    return constrain(matrix.astype(dtype), ("vocab", "embed"))
 
 
 def _softmax(

@@ -55,7 +55,9 @@ def shardings(
     where, axes, sizes = blueprint.shardings(mesh), blueprint.axes(), blueprint.shapes()
     everywhere = NamedSharding(mesh, PartitionSpec())
     mine = {n: where[n] for n in where if n in trainable}
-    rest = {n: where[n] for n in where if n not in trainable}
+    # What no step changes has no moments to split, and need not be gathered again each time.
+    between = blueprint.shardings(mesh, rules.BETWEEN)
+    rest = {n: between[n] for n in where if n not in trainable}
     shapes = {n: jax.ShapeDtypeStruct(sizes[n], jnp.float32) for n in mine}
 
     def moment(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
@@ -65,7 +67,8 @@ def shardings(
             return everywhere
         if leaf.shape == sizes[name]:
             return where[name]
-        return rules.sharding(_reduced(axes[name], sizes[name], leaf.shape), leaf.shape, mesh)
+        of_leaf = _reduced(axes[name], sizes[name], leaf.shape)
+        return rules.sharding(of_leaf, leaf.shape, mesh, rules.KEPT)
 
     opt_state = jax.tree_util.tree_map_with_path(moment, jax.eval_shape(tx.init, shapes))
     health = jax.tree.map(lambda _: everywhere, jax.eval_shape(health_lib.create))
