@@ -251,8 +251,8 @@ class Mesh:
         "(docs/parallelism.md), which does not look at them.",
         one_of("sizes", "auto"),
     )
-    data: int = field(-1, "Copies of the model.", at_least(-1))
-    fsdp: int = field(1, "Ways that parameters are split, gathered when used.", at_least(-1))
+    data: int = field(-1, "Ways that rows are split; weights gathered once a step.", at_least(-1))
+    fsdp: int = field(1, "Ways that weights are split, gathered layer by layer.", at_least(-1))
     expert: int = field(1, "Ways that experts are split; tokens travel.", at_least(-1))
     tensor: int = field(1, "Ways that heads, MLPs and vocabulary are split.", at_least(-1))
 

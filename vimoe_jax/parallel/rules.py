@@ -75,8 +75,8 @@ def spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, over: Axes = WHOLE) -> 
         first dimension that it divides, layers left out: a layer's parts then follow each other,
         and are gathered without being transposed.
     """
-    # Split along their number over `expert` and another axis, experts' gradients come out wrong:
-    # XLA's partitioner, 0.10.2, as tests/parallel/test_meshes.py shows.
+    # Split along their number over `expert` and another axis, experts' gradients come out wrong
+    # (XLA's partitioner in JAX 0.10.2; tests/parallel/test_meshes.py fails).
     apart = (None, "layers", *(("experts",) if mesh.shape["expert"] > 1 else ()))
     used: set[str] = set()
     entries: list[tuple[str, ...] | None] = []
