@@ -21,10 +21,11 @@ SIZES = {"data": 2, "fsdp": 2, "expert": 2}
 WIDTH, PLACES, ROWS = 32, 16, 8
 
 
-def sent(dispatcher, sizes=SIZES, **moe):
+def sent(dispatcher, sizes=SIZES, unroll=1, **moe):
     """The collectives of a step."""
     moe = dataclasses.replace(MOE, dispatcher=dispatcher, **moe)
-    c = Config(model=small(decoder={"moe": moe}), train=Train(batch_size=ROWS), optim=Optim())
+    model = dataclasses.replace(small(decoder={"moe": moe}), unroll=unroll)
+    c = Config(model=model, train=Train(batch_size=ROWS), optim=Optim())
     mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes.values())])
     program = Program.create(c, Blueprint.create(c.model, VOCAB), mesh, optax.sgd(0.1))
     batch = to_mesh(rows([[4, 5]] * ROWS), mesh)
@@ -86,6 +87,16 @@ def test_gradients_of_split_experts_are_summed_once_a_layer(step):
     ]
     assert {axis for c in sums for axis in c.axes} == {"data", "fsdp"}
     assert all(c.in_loop for c in sums)
+
+
+def test_where_no_loop_is_left_each_layers_parameters_travel_alone():
+    def gathers(unroll):
+        step = sent("dropless", {"data": 2}, unroll)
+        return [c for c in step if c.kind == "all-gather" and MOE.mlp_dim in c.shape]
+
+    one_layer = MOE.num_experts * WIDTH * 2 * MOE.mlp_dim
+    assert max(math.prod(c.shape) for c in gathers(1)) == 2 * one_layer
+    assert max(math.prod(c.shape) for c in gathers(4)) == one_layer
 
 
 def test_without_an_experts_axis_no_token_travels():

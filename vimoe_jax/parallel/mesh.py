@@ -66,9 +66,9 @@ def choose(c: Config, blueprint: Blueprint, devices: list[Any]) -> dict[str, int
     In this order: as few devices as possible along `tensor`, then splitting the parameters (`fsdp`
     × `expert`) no more than lets their state, which is split over all devices, and a 16-bit copy
     fit half of a device's memory, then as much of that as possible along `expert`; all others are
-    `data`. `tensor` stays within a process
-    and divides the decoder's heads; `expert` divides the experts and, on GPUs, stays within a host.
-    If the parameters fit nowhere, the mesh on which they take least.
+    `data`. `tensor` stays within a process and divides the decoder's heads; `expert` divides the
+    experts and, on GPUs, stays within a host. If the parameters fit nowhere, the mesh on which they
+    take least.
 
     Raises:
       UserError: the batch can be split on no mesh.

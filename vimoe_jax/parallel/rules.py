@@ -76,7 +76,7 @@ def spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, over: Axes = WHOLE) -> 
         and are gathered without being transposed.
     """
     # Split along their number over `expert` and another axis, experts' gradients come out wrong
-    # (XLA's partitioner in JAX 0.10.2; tests/parallel/test_meshes.py fails).
+    # with JAX 0.10.2 on CPU (tests/parallel/test_meshes.py fails); why has not been found.
     apart = (None, "layers", *(("experts",) if mesh.shape["expert"] > 1 else ()))
     used: set[str] = set()
     entries: list[tuple[str, ...] | None] = []
