@@ -36,26 +36,10 @@ def shard(a: argparse.Namespace, model: torch.nn.Module, device: torch.device) -
     import torch
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
-    # What transformers calls a layer that can be recomputed is a transformer block.
-    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    config = model.config
-    expected = config.vision_config.num_hidden_layers + config.text_config.num_hidden_layers
-    if len(blocks) != expected:
-        raise ValueError(f"{len(blocks)} transformer blocks found, not {expected}")
+    blocks = peers.blocks(model)
     if a.compile:
-        # `eager` experts loop over those that got tokens, which no single graph can hold. For all
-        # else a graph break, or a block more than dynamo recompiles for, must be an error.
-        options = dict(dynamic=False, fullgraph=a.impl != "eager")
-        # LLaVA asks the tower for its hidden states, and transformers then hooks whatever it can
-        # collect. A hook on attention, inside a block, would break the graph; nobody reads it.
-        model.model.vision_tower._can_record_outputs.pop("attentions", None)
-        for block in blocks:
-            # Not the module: the block's own hooks (FSDP's, hidden states) stay outside the graph.
-            block.forward = torch.compile(block.forward, **options)
-        # torchtitan compiles the loss as well: one pass over the logits.
-        model.loss_function = torch.compile(model.loss_function, **options)
+        peers.compile_blocks(a, model)
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     policy = mixed if a.precision == "float32" else MixedPrecisionPolicy()
     mesh = init_device_mesh(device.type, (a.gpus,))

@@ -279,7 +279,7 @@ def peers_of(gpus: int, timeout: float, tiny: bool, sizes: Sequence[str]) -> lis
 
     def run(kind: str, count: int) -> dict[str, Any]:
         impl = ["--impl", "grouped_mm_bf16"] if kind == "moe" else []
-        model = ["model", "--kind", kind, "--precision", "float32", "--compile", *impl]
+        model = ["model", "--kind", kind, "--precision", "float32", "--compile", "--blocks", *impl]
         env = {} if tiny or count > 1 else turns.environment(1, kinds.index(kind))
         left = max(1.0, until - time.monotonic())
         record = peers.run([*model, *sizes, f"--gpus={count}", *few], left, env)[-1]
