@@ -356,6 +356,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20, help="timed, at least")
     parser.add_argument("--remat", default="dots", help="model.remat, by name")
     parser.add_argument("--unroll", type=int, default=28)
+    parser.add_argument("--balanced", action="store_true",
+                        help="choose experts at random: as evenly as a trained router")  # fmt: skip
     parser.add_argument("--at_once", action="store_true",
                         help="compile in the processes that are timed, if memory lets")  # fmt: skip
     parser.add_argument("--compile", type=float, default=300, help="seconds for all to compile")
@@ -388,6 +390,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(a: argparse.Namespace, chosen: Sequence[str], flags: str) -> int:
     same = {n: getattr(a, n) for n in ("batch", "text", "steps", "remat", "unroll", "tiny")}
     same["profile"] = not a.tiny
+    if a.balanced:
+        same["overrides"] = (("model.decoder.moe.noise_std", "1000"),)
     results: dict[str, Any] = {"gpus": a.gpus, "flags": flags}
     begun = time.monotonic()
 
@@ -444,7 +448,8 @@ def _run(a: argparse.Namespace, chosen: Sequence[str], flags: str) -> int:
     timed = [r for part in ("tune", "scaling", "exchange") for r in results.get(part, [])]
     compare_all(list(runs), timed)
     write()
-    show(timed)
+    if timed:
+        show(timed)
     if "peers" in chosen:
         sizes = [f"--batch={a.batch}", f"--text={a.text}"]
         keep("peers", peers_of(a.gpus, a.timeout, a.tiny, sizes))

@@ -36,6 +36,13 @@ FLAGS: dict[str, dict[str, str]] = {
     "hide": {"XLA_FLAGS": _HIDE},
     "combine": {"XLA_FLAGS": _COMBINE},
     "few": {"XLA_FLAGS": _COMBINE, "NCCL_MAX_CTAS": "8"},
+    # Other ways for what GPUs send: copies without NCCL, registered buffers, more at the same time.
+    "memcpy": {"XLA_FLAGS": f"{_COMBINE} --xla_gpu_use_memcpy_local_p2p=true"},
+    "registered": {"XLA_FLAGS": f"{_COMBINE} --xla_gpu_enable_nccl_user_buffers=true"},
+    "symmetric": {
+        "XLA_FLAGS": f"{_COMBINE} --xla_gpu_experimental_enable_nccl_symmetric_buffers=true"
+    },
+    "more": {"XLA_FLAGS": f"{_COMBINE} --xla_gpu_experimental_parallel_collective_overlap_limit=4"},
     # Ragged all-to-all through NCCL in place of XLA's own kernel.
     "send": {
         "XLA_FLAGS": f"{_COMBINE} --xla_gpu_allow_ragged_all_to_all_nccl_send_recv_fallback=true "
