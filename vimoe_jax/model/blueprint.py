@@ -95,7 +95,7 @@ class Blueprint:
             for name, v in self._variables().items()
         }
 
-    def shardings(self, mesh: Mesh, over: rules.Axes = rules.KEPT) -> dict[str, NamedSharding]:
+    def shardings(self, mesh: Mesh, over: rules.MeshAxes = rules.KEPT) -> dict[str, NamedSharding]:
         """Sharding of every parameter on a mesh; `over` as in `rules.spec`."""
         axes = self.axes()
         return {n: rules.sharding(axes[n], s, mesh, over) for n, s in self.shapes().items()}

@@ -40,7 +40,7 @@ def fan_in(features: int, scale: float = 1.0) -> Initializer:
     return jax.nn.initializers.truncated_normal(scale / features**0.5 / 0.87962566)
 
 
-def gathered(state: nnx.State, over: rules.Axes) -> nnx.State:
+def gathered(state: nnx.State, over: rules.MeshAxes) -> nnx.State:
     """`rules.gather` of all parameters of a state, stacked over layers or one layer's."""
 
     def one(p: nnx.Variable) -> nnx.Variable:
