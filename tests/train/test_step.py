@@ -153,6 +153,16 @@ def test_frozen_parts_stay_and_have_no_moments():
     assert np.abs(moved).max() > 1e-3
 
 
+def test_frozen_parts_are_whole_but_over_fsdp():
+    """No step changes them: gathering them each time would be for nothing."""
+    c = config(optim=Optim(vision_rate=0.0))
+    mesh = make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:4])
+    where = Program.create(c, Blueprint.create(c.model, VOCAB), mesh).shardings
+    axes = [{*np.hstack([a or () for a in s.spec])} for s in where.frozen.values() if any(s.spec)]
+    assert axes and all(a == {"fsdp"} for a in axes)
+    assert any("data" in str(s.spec) for s in where.params.values())
+
+
 def test_router_biases_move_toward_the_under_loaded_and_are_no_parameters():
     c = config("balanced")
     state, metrics = run(c, steps=3, tx=SGD)

@@ -100,6 +100,11 @@ class Blueprint:
         axes = self.axes()
         return {n: rules.sharding(axes[n], s, mesh, over) for n, s in self.shapes().items()}
 
+    def held(self, mesh: Mesh, over: rules.MeshAxes = rules.KEPT) -> int:
+        """How many parameters a device holds; `over` as in `rules.spec`."""
+        where, shapes = self.shardings(mesh, over), self.shapes()
+        return sum(math.prod(where[name].shard_shape(shape)) for name, shape in shapes.items())
+
     def layers_of(self, moe: dict[str, Any]) -> dict[str, MoEStats]:
         """The MoE reports of a forward pass by layer name ("decoder.1", …), first to last."""
         named = {}

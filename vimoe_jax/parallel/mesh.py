@@ -136,12 +136,7 @@ def _splits_heads(c: Config, tensor: int) -> bool:
 def _state_bytes(blueprint: Blueprint, sizes: Mapping[str, int]) -> float:
     """Bytes of parameters, gradients and optimizer state on a device, and of gathered weights."""
     mesh = AbstractMesh(tuple(sizes[a] for a in rules.MESH_AXES), rules.MESH_AXES)
-    return sum(
-        of_each * math.prod(where[name].shard_shape(shape))
-        for of_each, over in ((_KEPT, rules.KEPT), (_GATHERED, rules.BETWEEN))
-        for where in (blueprint.shardings(mesh, over),)
-        for name, shape in blueprint.shapes().items()
-    )
+    return _KEPT * blueprint.held(mesh) + _GATHERED * blueprint.held(mesh, rules.BETWEEN)
 
 
 def _complaints(c: Config, sizes: Mapping[str, int]) -> Iterator[str]:

@@ -99,10 +99,7 @@ def _wider(
 
 def _gathered(blueprint: Blueprint, mesh: AbstractMesh) -> int:
     """Bytes of the weights that a device has gathered in the compute dtype for a whole step."""
-    where = blueprint.shardings(mesh, rules.BETWEEN)
-    size = compute_dtype(blueprint.config.dtype).itemsize
-    shapes = blueprint.shapes()
-    return size * sum(math.prod(at.shard_shape(shapes[name])) for name, at in where.items())
+    return compute_dtype(blueprint.config.dtype).itemsize * blueprint.held(mesh, rules.BETWEEN)
 
 
 def _together(c: Config, blueprint: Blueprint, mesh: Mesh, rows: int, rest: float) -> Alternative:
