@@ -15,8 +15,9 @@ python -m benchmarks.several_gpus --tiny --gpus=2        # simulated devices of 
             their true lengths (ragged all-to-all, by XLA's kernel and by NCCL)
   peers     transformers' LLaVA under FSDP2 (`benchmarks.peers`), one GPU and all
 
-While variants compile, parity and faults run beside them; all else has the GPUs to itself.
-NVLink multicast stays off (NCCL_NVLS_ENABLE=0).
+Routers are untrained, and send half of all choices beyond an even share; with --balanced experts
+are chosen at random instead. While variants compile, parity and faults run beside them; all else
+has the GPUs to itself. NVLink multicast stays off (NCCL_NVLS_ENABLE=0).
 """
 
 from __future__ import annotations
