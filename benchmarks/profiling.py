@@ -102,6 +102,13 @@ def by_scope(rows: Iterable[tuple[str, str, str, float]]) -> list[tuple[str, flo
     return sorted(total.items(), key=lambda one: -one[1])
 
 
+def computation(found: Iterable[Event], calls: int = 3) -> float:
+    """Milliseconds a call of kernels that exchange nothing, the mean over devices."""
+    found = list(found)
+    works = sum(e.end - e.start for e in found if not _SENDS.search(e.kernel))
+    return works / calls / 1e6 / max(1, len({e.device for e in found}))
+
+
 def communication(found: Iterable[Event]) -> tuple[float, float]:
     """(share of the time in which a device exchanges, share of that in which it also computes).
 

@@ -263,6 +263,7 @@ def profiled(name: str, call: Callable[[], Any], hlo: str) -> dict[str, Any]:
     kernels = profiling.scopes_of(profiling.kernels(events), hlo)
     scopes = profiling.by_scope(kernels)
     share, overlap = profiling.communication(events)
+    computing = profiling.computation(events)
     print(f"{name}: {sum(ms for *_, ms in kernels):.2f} ms on all devices", file=sys.stderr)
     print(f"  {share:.1%} of a step in collectives, {overlap:.1%} overlapped", file=sys.stderr)
     for scope, ms in scopes[:30]:
@@ -270,7 +271,8 @@ def profiled(name: str, call: Callable[[], Any], hlo: str) -> dict[str, Any]:
     for _, kernel, op, ms in kernels[:30]:
         print(f"  {ms:8.3f} ms  {op[:40]:40}  {kernel[:70]}", file=sys.stderr)
     return {
-        "scopes": scopes, "kernels": kernels[:200], "collectives": share, "overlapped": overlap
+        "scopes": scopes, "kernels": kernels[:200], "computing": computing,
+        "collectives": share, "overlapped": overlap,
     }  # fmt: skip
 
 

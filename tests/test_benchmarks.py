@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -67,6 +69,32 @@ def test_sharded_peer_counts_the_tokens_of_all_its_processes():
     assert record["params"] == 6_066_832  # of the whole model, though every process holds half
 
 
+@pytest.mark.peer
+def test_peer_compiled_block_by_block():
+    sizes = [f"--batch={B}", f"--text={S}", "--repeats=2"]
+    model = ["model", "--tiny", "--kind=dense", "--precision=float32", "--compile", "--blocks"]
+    (record,) = peers.run([*model, *sizes], timeout=300)
+    assert "error" not in record, record["error"]
+    assert record["name"] == "llava_dense_float32_compile_blocks" and record["ms"] > 0
+
+
+def test_several_devices_beside_one(tmp_path):
+    """On simulated devices, chosen by name, with experts chosen evenly."""
+    command = ["--tiny", "--gpus=2", "--parts=scaling", "--at_once", "--balanced", "--steps=4"]
+    some = ["--only=moe_gather.*(c1|expert2)_noise", "--remat=none", "--unroll=1"]
+    out = tmp_path / "out.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.several_gpus", *command, *some, f"--out={out}"],
+        cwd=train_step.ROOT, text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone, shared = json.loads(out.read_text())["scaling"]
+    assert (alone["devices"], shared["devices"]) == (1, 2)
+    assert alone["efficiency"] == 1 and 0 < shared["efficiency"] != 1
+    assert shared["sent_gib"] and not alone["sent_gib"]
+    assert max(alone["drop"], shared["drop"]) < 0.2  # an untrained router drops more and more
+
+
 def test_time_in_collectives_and_beside_computation():
     def event(device, kernel, start, end):
         return profiling.Event(device, kernel, "", start, end)
@@ -80,6 +108,7 @@ def test_time_in_collectives_and_beside_computation():
     ]
     share, overlap = profiling.communication(events)
     assert share == pytest.approx((0.4 + 0) / 2) and overlap == pytest.approx((10 / 40 + 0) / 2)
+    assert profiling.computation(events, calls=1) == pytest.approx((70 + 100) / 2 * 1e-6)
     assert profiling.kernels(events, calls=1)[0] == ("gemm", "", pytest.approx(170e-6))
 
 

@@ -77,8 +77,8 @@ def spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, over: MeshAxes = WHOLE)
         and are gathered without being transposed.
     """
     # Split along their number over `expert` and another axis, but not over all that the gradient is
-    # summed over, experts' gradients come out wrong: XLA's partitioner (its issue 40034;
-    # tests/parallel/test_rules.py has it without us).
+    # summed over, experts' gradients come out wrong: XLA's partitioner, as in its
+    # issue 40034 (tests/parallel/test_rules.py has it without a model).
     apart = (None, "layers", *(("experts",) if mesh.shape["expert"] > 1 else ()))
     used: set[str] = set()
     entries: list[tuple[str, ...] | None] = []
