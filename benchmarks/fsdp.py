@@ -17,7 +17,7 @@ from datetime import timedelta
 from multiprocessing.queues import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import peers
+from benchmarks import peer_model
 
 if TYPE_CHECKING:
     import torch
@@ -37,9 +37,9 @@ def shard(a: argparse.Namespace, model: torch.nn.Module, device: torch.device) -
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    blocks = peers.blocks(model)
+    blocks = peer_model.blocks(model)
     if a.compile:
-        peers.compile_blocks(a, model)
+        peer_model.compile_blocks(a, model)
     mixed = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     policy = mixed if a.precision == "float32" else MixedPrecisionPolicy()
     mesh = init_device_mesh(device.type, (a.gpus,))
@@ -66,14 +66,14 @@ def measure_rank(rank: int, a: argparse.Namespace, kind: str, port: int) -> dict
         device_id=device if kind == "cuda" else None,
     )
     torch.manual_seed(0)  # the same weights on every rank, of which each keeps its shard
-    model = peers.make_model(a, device)
+    model = peer_model.make_model(a, device)
     torch.manual_seed(1 + rank)  # rows of its own
-    inputs = peers.make_inputs(a, model, device)
+    inputs = peer_model.make_inputs(a, model, device)
     shard(a, model, device)
-    measured = peers.measure_steps(a, model, model, inputs, device, autocast=False)
+    measured = peer_model.measure_steps(a, model, model, inputs, device, autocast=False)
     greatest = torch.tensor(list(measured.values()), dtype=torch.float64, device=device)
     dist.all_reduce(greatest, dist.ReduceOp.MAX)
-    record = peers.model_record(a, model, dict(zip(measured, greatest.tolist(), strict=True)))
+    record = peer_model.model_record(a, model, dict(zip(measured, greatest.tolist(), strict=True)))
     dist.destroy_process_group()
     return record | {"gpus": a.gpus}
 

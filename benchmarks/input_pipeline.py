@@ -43,10 +43,11 @@ import numpy as np
 from PIL import Image
 
 from vimoe_jax.data import pipeline
-from vimoe_jax.data.jsonl import JsonlSource
 from vimoe_jax.data.prompts import prompt_of
-from vimoe_jax.data.records import QA, Record
-from vimoe_jax.data.tokenizer import Tokenizer, train_sentencepiece
+from vimoe_jax.datasets.jsonl import JsonlSource
+from vimoe_jax.datasets.records import QA, Record
+from vimoe_jax.text.tokenizers import Tokenizer
+from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
 
 # JAX is loaded by the part that trains only: worker processes import this module.
 if TYPE_CHECKING:
@@ -283,8 +284,8 @@ class Bench:
         """Seconds a step on the pipeline's batches and on a constant one."""
         import jax
 
+        from vimoe_jax.data.batch import STEP_KEYS
         from vimoe_jax.parallel.mesh import make_mesh, to_mesh
-        from vimoe_jax.train.loop import STEP_KEYS
 
         c = configuration(self.args, self.tokenizer.vocab_size)
         mesh = make_mesh({}, jax.devices()[:1])

@@ -69,11 +69,11 @@ def configuration(batch: int, tiny: bool) -> Any:
 
 def runner(c: Any, workdir: Path) -> Any:
     """The run's trainer."""
-    from vimoe_jax.train import setup
+    from vimoe_jax.run.workdir import start_run
     from vimoe_jax.train.guard import Interrupt
     from vimoe_jax.train.loop import Trainer
 
-    return Trainer(setup.start(c, workdir), Interrupt())
+    return Trainer(start_run(c, workdir), Interrupt())
 
 
 def seconds_a_step(trainer: Any, name: str, steps: int) -> np.ndarray:

@@ -33,7 +33,7 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import profiling
-from vimoe_jax import host
+from vimoe_jax.base import host
 from vimoe_jax.moe.block import MoE
 from vimoe_jax.moe.options import MoEOptions
 

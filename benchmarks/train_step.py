@@ -9,7 +9,7 @@ token weighed. All parameters are trained by AdamW: float32 master weights, grad
 bfloat16 products. It is the project's own step: blueprint, loss, optimizer, one compiled function.
 
 The share of the peak (MFU) is model FLOPs a second over what an 8192³ bfloat16 product reaches on
-the same device in the same process. Model FLOPs are those of `vimoe_jax.plan.model_flops`: what is
+the same device in the same process. Model FLOPs are those of `vimoe_jax.model.flops`: what is
 computed again (`--remat`) does not count. Choices that an expert had no room for still count, so
 the share of them stands beside it.
 
@@ -103,7 +103,8 @@ class Variant:
 
 def configuration(v: Variant) -> Config:
     """The project's configuration of a variant."""
-    from vimoe_jax import config, schema
+    from vimoe_jax import config
+    from vimoe_jax.base import schema
 
     c = config.defaults()
     c.model.image_size, c.model.patch_size = (32, 8) if v.tiny else (224, 16)
@@ -172,10 +173,10 @@ def measure(v: Variant) -> dict[str, Any]:
     import jax
 
     from vimoe_jax.model.blueprint import Blueprint
+    from vimoe_jax.model.flops import model_flops
     from vimoe_jax.moe import exchange
-    from vimoe_jax.parallel.collectives import collectives
     from vimoe_jax.parallel.mesh import make_mesh, to_mesh
-    from vimoe_jax.plan.model_flops import model_flops
+    from vimoe_jax.plan.collectives import collectives
     from vimoe_jax.train.program import Program
 
     if v.parts >= 0:

@@ -39,10 +39,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.upcycling_report import ARMS, merged, report
+from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
 
 if TYPE_CHECKING:
     from vimoe_jax.config import Config
-    from vimoe_jax.data.records import Record
+    from vimoe_jax.datasets.records import Record
 
 POINTS = 10  # validations of an arm
 TEXT = ("tokens", "targets", "weights", "segments", "positions")
@@ -76,8 +77,8 @@ def drawn(split: str, numbers: Iterable[int]) -> list[Record]:
     """Pictures of a split of ViScenes by their numbers, as the dataset's builder draws them."""
     import io
 
-    from vimoe_jax.data.datasets.viscenes import asking, covers, scenes
-    from vimoe_jax.data.records import QA, Record
+    from vimoe_jax.datasets.records import QA, Record
+    from vimoe_jax.datasets.viscenes import asking, covers, scenes
 
     records = []
     for index in numbers:
@@ -199,8 +200,8 @@ class Trained:
         import jax
 
         from vimoe_jax.model.blueprint import Blueprint
+        from vimoe_jax.model.flops import model_flops
         from vimoe_jax.parallel.mesh import make_mesh
-        from vimoe_jax.plan.model_flops import model_flops
         from vimoe_jax.train.program import Program
         from vimoe_jax.train.step import make_loss_step
 
@@ -282,8 +283,8 @@ class Trained:
 def upcycled(parent: Trained, state: Any, arm: Trained, method: str, batches: Any, samples: int):
     """The arm's state, from a copy of the parent's."""
     from vimoe_jax.upcycle import convert, weights
-    from vimoe_jax.upcycle.layers import Migration
     from vimoe_jax.upcycle.methods import Upcycling
+    from vimoe_jax.upcycle.migration import Migration
 
     how, migration = Upcycling(method, samples=samples), Migration(parent.blueprint, arm.blueprint)
     params, seed, mesh = state.all_params(), arm.seed, arm.mesh
@@ -303,7 +304,6 @@ def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], Non
     import jax
 
     from vimoe_jax.data import prompts
-    from vimoe_jax.data import tokenizer as tokenizer_lib
 
     begun = time.perf_counter()
     qa = [one for record in drawn("train", range(size.tokenizer)) for one in record.qa]
@@ -312,7 +312,7 @@ def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], Non
         for one in qa
         for t in (*prompts.all_prompts(one, "plain"), *prompts.all_targets(one, "plain"))
     ]
-    tokenizer = tokenizer_lib.train_sentencepiece(texts, size.vocab_size)
+    tokenizer = train_sentencepiece(texts, size.vocab_size)
     vocab = -(-tokenizer.vocab_size // 64) * 64
     shape = configuration(size, "dense", 2)
     train = Pool("train", size.train, tokenizer, shape, size.draws)
@@ -365,7 +365,7 @@ def study(size: Size, seeds: Sequence[int], save: Callable[[dict[str, Any]], Non
 def model_flops_of(size: Size, arm: str, vocab: int) -> float:
     """FLOPs of an arm's step."""
     from vimoe_jax.model.blueprint import Blueprint
-    from vimoe_jax.plan.model_flops import model_flops
+    from vimoe_jax.model.flops import model_flops
 
     c = configuration(size, arm, 2)
     return model_flops(c, Blueprint.create(c.model, vocab))

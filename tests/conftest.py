@@ -25,7 +25,7 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def viscenes_dir(tmp_path_factory) -> Path:
     """The tiny variant of ViScenes, prepared once per test process."""
-    from vimoe_jax.data.datasets import viscenes
+    from vimoe_jax.datasets import viscenes
 
     path = tmp_path_factory.mktemp("data")
     viscenes.prepare(path, "tiny", progress=False)

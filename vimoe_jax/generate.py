@@ -1,69 +1,11 @@
-"""Asks a trained model about a picture.
-
-    python -m vimoe_jax.generate --workdir=DIR --image=FILE [--question="…"] [--step=N]
-
-Without a question the model describes the picture. Prints the text.
-"""
+"""The command that asks a model about a picture: `vimoe_jax.answer`, by the name it is known by."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 
-from vimoe_jax import cli
-from vimoe_jax.data.records import QA, BadRecord, Record
-from vimoe_jax.errors import UserError, exit_on_user_error
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs the command."""
-    if not argv or "--help" in argv:
-        print(__doc__)
-        return 0
-    options, overrides = cli.parse(argv, ("workdir", "image", "question", "step"))
-    for name in ("workdir", "image"):
-        if name not in options:
-            raise UserError(f"--{name}: needed")
-    record = _record(options["image"], options.get("question", ""))
-
-    from vimoe_jax.data import sources
-    from vimoe_jax.data.mixture import Mixture
-    from vimoe_jax.evaluate.run import predict
-    from vimoe_jax.train import setup
-    from vimoe_jax.train.checkpoint import load_params
-
-    # One row is enough, and compiles as fast as can be.
-    overrides = [("eval.batch_size", "1"), *overrides]
-    run = setup.reopen(Path(options["workdir"]), overrides, one_device=True)
-    step = options.get("step", "")
-    if step and not step.isdigit():
-        raise UserError(f"--step: must be a number, not {step!r}")
-    params = load_params(run, int(step) if step else None)
-    asked = Mixture(
-        sources.parts(run.config.data)[:1], ([record],)
-    )  # in the style of the first part
-    print(predict(run, params, asked, quiet=True)[0].prediction)
-    return 0
-
-
-def _record(image: str, question: str) -> Record:
-    """The picture and the question, checked before anything slow starts."""
-    from vimoe_jax.data import images
-
-    path = Path(image)
-    try:
-        data = path.read_bytes()
-        images.decode(data, 8, name=image)
-    except OSError as e:
-        raise UserError(f"--image: {image}: {e.strerror}") from None
-    except BadRecord as e:
-        raise UserError(f"--image: {e}") from None
-    qa = (
-        QA("0", "vqa", question, ("?",)) if question.strip("? ") else QA("0", "caption", "", ("?",))
-    )
-    return Record(image, data, (qa,))
-
+from vimoe_jax.answer.__main__ import main
+from vimoe_jax.base.errors import exit_on_user_error
 
 if __name__ == "__main__":
     with exit_on_user_error():

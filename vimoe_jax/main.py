@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vimoe_jax import cli
+from vimoe_jax.base import cli
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import describe, load
-from vimoe_jax.errors import UserError
 from vimoe_jax.parallel import distributed
 
 _HELP = """\
@@ -80,7 +80,7 @@ def _run(config, workdir: Path, command: str, options: dict[str, str]) -> bool:
 
     with Interrupt() as interrupt:
         distributed.start(options)
-        from vimoe_jax.train.lock import only_run
+        from vimoe_jax.run.lock import only_run
 
         with only_run(workdir):
             return _train(config, workdir, command, interrupt)
@@ -89,16 +89,16 @@ def _run(config, workdir: Path, command: str, options: dict[str, str]) -> bool:
 def _train(config, workdir: Path, command: str, interrupt) -> bool:
     import jax
 
-    from vimoe_jax.evaluate import captions
-    from vimoe_jax.train import setup
+    from vimoe_jax.run.workdir import device_name, start_run
+    from vimoe_jax.scores import captions
     from vimoe_jax.train.loop import Trainer
 
     if config.eval.at_end:  # a missing segmenter is found now, not after training
         captions.describe(config.eval.tokenization)
     jax.config.update("jax_debug_nans", config.train.debug_nans)
-    run = setup.start(config, workdir)
+    run = start_run(config, workdir)
     sizes = run.blueprint.num_parameters(), run.blueprint.num_active_parameters()
-    _say(f"{workdir}: {sizes[0]:,} parameters, {sizes[1]:,} active, on {setup.device_name()}")
+    _say(f"{workdir}: {sizes[0]:,} parameters, {sizes[1]:,} active, on {device_name()}")
     trainer = Trainer(run, interrupt)
     finished = trainer.train() and _evaluate(run, trainer, interrupt)
     trainer.checkpoints.close()
@@ -116,11 +116,13 @@ def _say(text: str) -> None:
 
 def _evaluate(run, trainer, interrupt) -> bool:
     """Scores the test splits and writes the report; False if a signal came meanwhile."""
+    from vimoe_jax.answer.answerer import Interrupted
+    from vimoe_jax.base.files import write_json
     from vimoe_jax.data import sources
-    from vimoe_jax.evaluate import report
-    from vimoe_jax.evaluate.run import Interrupted, evaluate_split
-    from vimoe_jax.train.log import MetricWriter
-    from vimoe_jax.train.setup import device_name, write_json
+    from vimoe_jax.evaluate.run import evaluate_split
+    from vimoe_jax.report import page
+    from vimoe_jax.run.log import MetricWriter
+    from vimoe_jax.run.workdir import device_name
 
     c, step = run.config, int(trainer.state.step)
     summary = {
@@ -141,7 +143,7 @@ def _evaluate(run, trainer, interrupt) -> bool:
                 for split in sources.eval_splits(c.data, entry, quiet=True):
                     named = f"eval_{split.name.removeprefix('test_')}"
                     prefix = "eval" if split.name == main else named
-                    scores = evaluate_split(run, params, split, interrupt=interrupt)
+                    scores = evaluate_split(run, params, split, stop=interrupt.agreed)
                     metrics |= {f"{prefix}/{name}": value for name, value in scores.items()}
         except Interrupted:
             return False
@@ -150,7 +152,7 @@ def _evaluate(run, trainer, interrupt) -> bool:
         writer.close()
         _print_scores(metrics)
     if distributed.is_lead():
-        print(f"report: {report.write_report(run.workdir)}")
+        print(f"report: {page.write_report(run.workdir)}")
     return True
 
 

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vimoe_jax.data import mixture, prompts
-from vimoe_jax.data.mixture import Mixture, Part
-from vimoe_jax.data.pipeline import describe, eval_batches, suggest_lengths, train_batches
-from vimoe_jax.data.records import QA, BadRecord, Record
-from vimoe_jax.data.tokenizer import train_sentencepiece
+from vimoe_jax.config.mixture import Part, parse
+from vimoe_jax.data.evaluation import eval_batches
+from vimoe_jax.data.lengths import suggest_lengths
+from vimoe_jax.data.mixture import Mixture
+from vimoe_jax.data.pipeline import describe, train_batches
+from vimoe_jax.datasets.records import QA, BadRecord, Record
+from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
+from vimoe_jax.text.wordings import STYLES
 
 
 @functools.cache
@@ -45,7 +48,7 @@ class Pictures:
 
 
 def mixed(text, *counts, style="", weighted=True):
-    parts = mixture.parse(text, style)
+    parts = parse(text, style)
     sources = tuple(Pictures(p.label, n) for p, n in zip(parts, counts, strict=True))
     return Mixture(parts, sources, weighted)
 
@@ -53,7 +56,7 @@ def mixed(text, *counts, style="", weighted=True):
 @pytest.fixture(scope="module")
 def tokenizer():
     texts = ["viscenes jsonl vivqa là gì có đúng một hai ba, vì trời mưa 0123456789"]
-    texts += [w for style in prompts.STYLES.values() for task in style.values() for w in task]
+    texts += [w for style in STYLES.values() for task in style.values() for w in task]
     return train_sentencepiece(texts, 380)
 
 
@@ -87,20 +90,20 @@ def assert_equal(some, others):
 
 
 def test_one_string_names_them_all():
-    assert mixture.parse("viscenes") == (Part("viscenes"),)
-    assert mixture.parse(" jsonl:2, viscenes@tiny : 0.5") == (
+    assert parse("viscenes") == (Part("viscenes"),)
+    assert parse(" jsonl:2, viscenes@tiny : 0.5") == (
         Part("jsonl", weight=2.0),
         Part("viscenes", "tiny", 0.5),
     )
-    assert mixture.parse("viscenes@tiny")[0].label == "viscenes_tiny"
-    assert [p.label for p in mixture.parse("viscenes,viscenes@tiny")] == [
+    assert parse("viscenes@tiny")[0].label == "viscenes_tiny"
+    assert [p.label for p in parse("viscenes,viscenes@tiny")] == [
         "viscenes", "viscenes_tiny",
     ]  # fmt: skip
 
 
 def test_styles_of_parts():
     def styles(text):
-        return [p.style for p in mixture.parse("viscenes@tiny,jsonl", text)]
+        return [p.style for p in parse("viscenes@tiny,jsonl", text)]
 
     assert styles("") == styles("plain") == ["plain", "plain"]
     assert styles("short") == ["short", "short"]
@@ -130,7 +133,7 @@ def test_styles_of_parts():
 )
 def test_complaints_name_the_field(dataset, style, complaint):
     with pytest.raises(ValueError, match=complaint):
-        mixture.parse(dataset, style)
+        parse(dataset, style)
 
 
 def test_records_follow_each_other():
@@ -266,7 +269,7 @@ def test_evaluation_asks_in_the_parts_style(tokenizer):
 
 
 def test_a_bad_record_names_its_part(batches):
-    parts = mixture.parse("viscenes,jsonl")
+    parts = parse("viscenes,jsonl")
     source = Mixture(parts, (Pictures("viscenes", 2), Pictures("jsonl", 3, gone=(1,))))
     skipped = {int(i) for b in take(batches(source), 4) for i in b["record"][b["skipped"]]}
     assert skipped == {3}

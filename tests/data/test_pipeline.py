@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 from vimoe_jax.data import prompts
-from vimoe_jax.data.jsonl import JsonlSource
-from vimoe_jax.data.pipeline import describe, eval_batches, suggest_lengths, train_batches
-from vimoe_jax.data.records import QA, BadRecord, Record
-from vimoe_jax.data.tokenizer import train_sentencepiece
+from vimoe_jax.data.evaluation import eval_batches
+from vimoe_jax.data.lengths import suggest_lengths
+from vimoe_jax.data.pipeline import describe, train_batches
+from vimoe_jax.datasets.jsonl import JsonlSource
+from vimoe_jax.datasets.records import QA, BadRecord, Record
+from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
 
 COLOURS = ["đỏ", "vàng", "xanh dương", "tím", "nâu"]
 THINGS = ["con mèo", "quả táo", "chiếc ô", "bông hoa"]
@@ -334,7 +336,9 @@ def test_workers_ignore_signals_and_die_with_their_parent(tmp_path):
 
 
 def test_the_data_path_does_not_import_jax():
-    code = "import sys, vimoe_jax.data.pipeline, vimoe_jax.data.jsonl; print('jax' in sys.modules)"
+    code = (
+        "import sys, vimoe_jax.data.pipeline, vimoe_jax.datasets.jsonl; print('jax' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

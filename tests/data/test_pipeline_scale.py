@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vimoe_jax.data.pipeline import train_batches
-from vimoe_jax.data.records import QA, Record
+from vimoe_jax.datasets.records import QA, Record
 
 MILLION = 1_000_000
 BATCH = 8

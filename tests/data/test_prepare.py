@@ -6,11 +6,11 @@ import sys
 import pytest
 from PIL import Image
 
-from tests.data.datasets import folders
+from tests.datasets import folders
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.data import prepare
-from vimoe_jax.data.datasets import prepared
-from vimoe_jax.data.tokenizer import train_sentencepiece
-from vimoe_jax.errors import UserError
+from vimoe_jax.datasets import prepared
+from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
 
 ROWS = [
     ("a.png", "train", "vqa", "con mèo màu gì", "đen"),
@@ -116,7 +116,7 @@ def test_published_files_become_a_dataset(published, tmp_path):
 _INTERRUPTED = """
 import runpy, sys
 
-from vimoe_jax.data.datasets import pictures
+from vimoe_jax.datasets import pictures
 
 def interrupted(path):
     raise KeyboardInterrupt

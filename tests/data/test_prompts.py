@@ -1,10 +1,11 @@
 import pytest
 
 from vimoe_jax.data import prompts
-from vimoe_jax.data.prompts import STYLES, num_wordings, prompt, segment
-from vimoe_jax.data.records import QA, TASKS, BadRecord
-from vimoe_jax.data.text import normalize
-from vimoe_jax.data.tokenizer import train_sentencepiece
+from vimoe_jax.data.prompts import num_wordings, prompt, segment
+from vimoe_jax.datasets.records import QA, TASKS, BadRecord
+from vimoe_jax.text.normalize import normalize
+from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
+from vimoe_jax.text.wordings import STYLES
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,12 @@ import json
 import pytest
 from PIL import Image
 
-from tests.data.datasets import folders
-from vimoe_jax.config import Data
+from tests.datasets import folders
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.config.data import Data
 from vimoe_jax.data import sources
-from vimoe_jax.data.datasets.preparing import Choice, prepare
-from vimoe_jax.errors import UserError
+from vimoe_jax.datasets.preparing.job import Choice, prepare
+from vimoe_jax.datasets.records import questions
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def test_training_takes_all_parts(data):
     assert [p.label for p in source.parts] == ["viscenes", "jsonl", "vivqa"]
     assert [p.weight for p in source.parts] == [2, 1, 0.5]
     assert len(source) == sum(sizes) and sizes[1] == 3 and source.weighted
-    assert len(list(sources.questions(source))) == sum(len(record.qa) for record in source)
+    assert len(list(questions(source))) == sum(len(record.qa) for record in source)
 
 
 def test_one_dataset_is_a_mixture_of_one(data):
@@ -149,5 +150,5 @@ def test_styles_reach_what_is_scored(data):
 def test_all_references_are_kept_for_scoring(data):
     for entry in ("test", "jsonl/test"):
         (split,) = (s for s in sources.eval_splits(data, entry) if s.part.name == "jsonl")
-        answers = {qa.answers for qa in sources.questions(sources.open_eval(data, split))}
+        answers = {qa.answers for qa in questions(sources.open_eval(data, split))}
         assert answers == {("đỏ", "đỏ thẫm")}

@@ -2,14 +2,14 @@
 
 import pytest
 
-from vimoe_jax.config import Eval
-from vimoe_jax.data import datasets
-from vimoe_jax.data.mixture import Part
+from vimoe_jax import datasets
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.schema import resolve
+from vimoe_jax.config.evaluate import Eval
+from vimoe_jax.config.mixture import Part
 from vimoe_jax.data.sources import EvalSplit
-from vimoe_jax.data.text import PROFILES
-from vimoe_jax.errors import UserError
 from vimoe_jax.evaluate.run import scoring
-from vimoe_jax.schema import resolve
+from vimoe_jax.text.normalize import PROFILES
 
 
 def split(name):

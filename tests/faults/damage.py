@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vimoe_jax.config import Checkpoint
-from vimoe_jax.train import state as state_lib
-from vimoe_jax.train.checkpoint import Checkpoints
-from vimoe_jax.train.state import TrainState
+from vimoe_jax.config.train import Checkpoint
+from vimoe_jax.run import state as state_lib
+from vimoe_jax.run.checkpoint import Checkpoints
+from vimoe_jax.run.state import TrainState
 
 KINDS = ("flipped", "cut short", "emptied", "missing")
 

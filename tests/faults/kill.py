@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from tests.faults import runs
-from vimoe_jax.train import manifest
+from vimoe_jax.run import manifest
 
 STEPS = 100
 OPTIONS = (f"--config.train.steps={STEPS}", "--config.checkpoint.every=1", "--config.eval.every=50")
@@ -109,7 +109,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    from vimoe_jax.data.datasets import viscenes
+    from vimoe_jax.datasets import viscenes
 
     with tempfile.TemporaryDirectory() as folder:
         viscenes.prepare(Path(folder, "data"), "tiny", progress=False)

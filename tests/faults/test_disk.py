@@ -5,11 +5,11 @@ import subprocess
 import pytest
 
 from tests.faults.damage import example, read, shapes_of
-from vimoe_jax.config import Checkpoint
-from vimoe_jax.errors import UserError
-from vimoe_jax.train import manifest
-from vimoe_jax.train.checkpoint import Checkpoints
-from vimoe_jax.train.lock import only_run
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.config.train import Checkpoint
+from vimoe_jax.run import manifest
+from vimoe_jax.run.checkpoint import Checkpoints
+from vimoe_jax.run.lock import only_run
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from vimoe_jax.config import Model
+from vimoe_jax.config.model import Model
 from vimoe_jax.moe.options import moe_layers
 
 

@@ -14,23 +14,26 @@ import optax
 import pytest
 from PIL import Image
 
-from tests.data.test_hf_tokenizer import CONFIG as QWEN_CONFIG
-from tests.data.test_hf_tokenizer import qwen
+from tests.text.tokenizers.test_huggingface import CONFIG as QWEN_CONFIG
+from tests.text.tokenizers.test_huggingface import qwen
 from vimoe_jax import config as config_lib
-from vimoe_jax import schema
-from vimoe_jax.config import Checkpoint
-from vimoe_jax.data import images, prompts, sources
-from vimoe_jax.data import tokenizer as tokenizer_lib
+from vimoe_jax.answer.answerer import predict
+from vimoe_jax.base import schema
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.files import write_json
+from vimoe_jax.config.train import Checkpoint
+from vimoe_jax.data import prompts, sources
 from vimoe_jax.data.mixture import Mixture
-from vimoe_jax.data.records import QA, Record
-from vimoe_jax.errors import UserError
-from vimoe_jax.evaluate.run import predict
+from vimoe_jax.datasets import images
+from vimoe_jax.datasets.records import QA, Record
 from vimoe_jax.hf import export, names
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel.mesh import make_mesh
-from vimoe_jax.train import state as state_lib
-from vimoe_jax.train.checkpoint import Checkpoints
-from vimoe_jax.train.setup import Run, write_json
+from vimoe_jax.run import state as state_lib
+from vimoe_jax.run.checkpoint import Checkpoints
+from vimoe_jax.run.workdir import Run
+from vimoe_jax.text import tokenizers as tokenizer_lib
+from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
 
 TEXTS = [
     "Có mấy con mèo trong ảnh? Đáp: hai con mèo",
@@ -105,7 +108,7 @@ def resolve(fields=(), **top):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return tokenizer_lib.train_sentencepiece(TEXTS, 322)
+    return train_sentencepiece(TEXTS, 322)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from vimoe_jax.data.text import normalize
-from vimoe_jax.data.tokenizer import SentencePieceTokenizer, train_sentencepiece
-from vimoe_jax.errors import UserError
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.hf import fast_tokenizer
+from vimoe_jax.text.normalize import normalize
+from vimoe_jax.text.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 
 TEXTS = [
     "Có mấy con mèo trong ảnh? Đáp: hai con mèo",

@@ -12,13 +12,13 @@ import pytest
 from tests.hf import peers
 from tests.hf.test_names import EXPERTS, model
 from vimoe_jax import config as config_lib
-from vimoe_jax.errors import UserError
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.hf import names, settings, weights
 from vimoe_jax.hf.load import load, main
 from vimoe_jax.hf.readers import Safetensors
 from vimoe_jax.model.blueprint import Blueprint
-from vimoe_jax.train import setup
-from vimoe_jax.train.checkpoint import load_params
+from vimoe_jax.run.checkpoint import load_params
+from vimoe_jax.run.workdir import reopen
 
 VOCAB = 55
 DENSE = model()
@@ -84,7 +84,7 @@ def two(tmp_path, dtype=np.float32, **tower):
 
 
 def loaded(workdir):
-    run = setup.reopen(workdir, [])
+    run = reopen(workdir, [])
     return run, {n: np.asarray(p) for n, p in load_params(run).items()}
 
 
@@ -429,7 +429,7 @@ def test_training_begins_from_what_was_loaded(llava, tmp_path, viscenes_dir):
     assert job.main([f"--config={workdir}/config.py", f"--workdir={workdir}", *options]) == 0
     steps = sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
     assert steps[-2:] == [1, 2]
-    trained = load_params(setup.reopen(workdir, []), 2)
+    trained = load_params(reopen(workdir, []), 2)
     for name, value in trained.items():
         same = np.array_equal(value, params[name])
         assert same == name.startswith("vision."), name  # frozen; all else has moved

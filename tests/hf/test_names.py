@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vimoe_jax.config import Connector, Decoder, Model, Vision
+from vimoe_jax.config.model import Connector, Decoder, Model, Vision
 from vimoe_jax.hf import names
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions

@@ -9,11 +9,11 @@ import pytest
 
 from tests.hf import peers
 from tests.hf.test_names import EXPERTS, model
-from vimoe_jax.evaluate.decode import make_greedy
+from vimoe_jax.answer.greedy import make_greedy
 from vimoe_jax.hf.load import load
 from vimoe_jax.moe.options import MoEOptions
-from vimoe_jax.train import setup
-from vimoe_jax.train.checkpoint import load_params
+from vimoe_jax.run.checkpoint import load_params
+from vimoe_jax.run.workdir import reopen
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.peer
@@ -42,7 +42,7 @@ def pair(request, tmp_path_factory):
     theirs.save_pretrained(folder)
     peers.tokenizer(folder)
     load([folder], folder / "run")
-    run = setup.reopen(folder / "run", [])
+    run = reopen(folder / "run", [])
     return c, theirs, run, load_params(run)
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.model.test_vlm import CONFIGS, VOCAB, random_params, rows
 from vimoe_jax.model.blueprint import Blueprint
-from vimoe_jax.parallel.collectives import collectives
 from vimoe_jax.parallel.mesh import make_mesh, to_mesh
 from vimoe_jax.parallel.rules import use_mesh
+from vimoe_jax.plan.collectives import collectives
 
 ROWS = [[5, 4, 3], [7, 5], [12], [6, 6], [4], [3, 3, 3, 3], [8], [8, 4]]
 POLICIES = ["dots", "dots_no_batch", "dispatch", "full", "offload"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vimoe_jax import config as config_lib
-from vimoe_jax.evaluate.decode import make_greedy
+from vimoe_jax.answer.greedy import make_greedy
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions
 from vimoe_jax.moe.routing import hash_table

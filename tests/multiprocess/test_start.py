@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from vimoe_jax.errors import UserError
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.parallel import distributed
 from vimoe_jax.parallel.distributed import Place, find_place
 from vimoe_jax.train.guard import Interrupt

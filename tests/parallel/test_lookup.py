@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from vimoe_jax.parallel import rules
-from vimoe_jax.parallel.collectives import collectives
 from vimoe_jax.parallel.lookup import TABLE, lookup
 from vimoe_jax.parallel.mesh import make_mesh
+from vimoe_jax.plan.collectives import collectives
 
 D = 4
 

@@ -12,7 +12,8 @@ import pytest
 
 from tests.model.test_vlm import VOCAB, random_params, rows
 from vimoe_jax import config as config_lib
-from vimoe_jax.config import Config, Optim, Train
+from vimoe_jax.config import Config
+from vimoe_jax.config.train import Optim, Train
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions
 from vimoe_jax.parallel import rules

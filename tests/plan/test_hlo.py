@@ -66,8 +66,8 @@ def test_portable_text_tells_lengths_and_reduce_scatters():
 
 
 def test_collectives_of_a_portable_text():
-    from vimoe_jax.parallel.collectives import collectives
     from vimoe_jax.parallel.mesh import make_mesh
+    from vimoe_jax.plan.collectives import collectives
 
     mesh = make_mesh({"fsdp": 4}, jax.devices()[:4])
     (found,) = collectives(hlo.portable(TPU), mesh)

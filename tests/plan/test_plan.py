@@ -9,14 +9,17 @@ import jax
 import pytest
 
 from vimoe_jax import config, plan
-from vimoe_jax.config import Config, Decoder, Mesh, Model, Train, Vision
-from vimoe_jax.errors import UserError
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.config import Config
+from vimoe_jax.config.mesh import Mesh
+from vimoe_jax.config.model import Decoder, Model, Vision
+from vimoe_jax.config.train import Train
 from vimoe_jax.model.blueprint import Blueprint
+from vimoe_jax.model.flops import model_flops
 from vimoe_jax.moe.options import MoEOptions
+from vimoe_jax.parallel.hardware import CHIPS
 from vimoe_jax.parallel.mesh import make_mesh
 from vimoe_jax.plan import alternatives, compiled, planner, report, topology
-from vimoe_jax.plan.hardware import CHIPS
-from vimoe_jax.plan.model_flops import model_flops
 from vimoe_jax.train.program import Program
 
 TINY = Config(

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vimoe_jax.parallel.collectives import Collective
-from vimoe_jax.plan import hardware, roofline
+from vimoe_jax.parallel import hardware
+from vimoe_jax.plan import roofline
+from vimoe_jax.plan.collectives import Collective
 
 V5P, V5E, H100 = (hardware.CHIPS[n] for n in ("v5p", "v5e", "h100"))
 AXES = ("data", "fsdp", "expert", "tensor")

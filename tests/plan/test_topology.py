@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from vimoe_jax.errors import UserError
-from vimoe_jax.plan import hardware, topology
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.parallel import hardware
+from vimoe_jax.plan import topology
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import optax
 import pytest
 
 from tests.model.test_vlm import CONFIGS, VOCAB, random_params, rows
-from vimoe_jax.config import Config, Distill, Optim, Train
-from vimoe_jax.errors import UserError
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.config import Config
+from vimoe_jax.config.train import Distill, Optim, Train
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel.mesh import make_mesh
+from vimoe_jax.run import state as state_lib
 from vimoe_jax.train import distill
-from vimoe_jax.train import state as state_lib
 from vimoe_jax.train.step import make_train_step
 
 LENGTHS = [[5, 4, 3], [7], []]

@@ -11,12 +11,12 @@ import pytest
 from tests.data.test_mixture import mixed
 from tests.faults import runs
 from vimoe_jax import config as config_lib
-from vimoe_jax.data import prompts
 from vimoe_jax.data.pipeline import continued, train_batches
-from vimoe_jax.data.tokenizer import train_sentencepiece
 from vimoe_jax.parallel.mesh import make_mesh
-from vimoe_jax.train import setup
-from vimoe_jax.train.checkpoint import load_params
+from vimoe_jax.run.checkpoint import load_params
+from vimoe_jax.run.workdir import start_run
+from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
+from vimoe_jax.text.wordings import STYLES
 from vimoe_jax.train.guard import Interrupt
 from vimoe_jax.train.loop import Trainer
 
@@ -46,7 +46,7 @@ TOLERANCE = 1e-5
 def open_run(workdir, steps, devices=1, sizes=None, **more):
     options = OPTIONS | {"train.steps": str(steps)} | more
     c = config_lib.load(str(runs.TINY), list(options.items()))
-    run = setup.start(c, workdir)
+    run = start_run(c, workdir)
     return dataclasses.replace(run, mesh=make_mesh(sizes or {}, jax.devices()[:devices]))
 
 
@@ -153,7 +153,7 @@ def records(source, tokenizer, legs, **options):
 @pytest.fixture(scope="module")
 def tokenizer():
     texts = ["viscenes jsonl vivqa là gì có đúng một hai ba, vì trời mưa 0123456789"]
-    texts += [w for style in prompts.STYLES.values() for task in style.values() for w in task]
+    texts += [w for style in STYLES.values() for task in style.values() for w in task]
     return train_sentencepiece(texts, 380)
 
 

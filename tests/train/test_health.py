@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from vimoe_jax.config import Optim, Train
+from vimoe_jax.config.train import Optim, Train
+from vimoe_jax.run.state import WINDOW, Health
 from vimoe_jax.train import health, optim
 
 STRICT = Train(max_bad_steps=3)
@@ -18,7 +19,7 @@ SPIKES = Train(max_bad_steps=3, skip_spikes=6.0)
 
 def judge(losses, c, norms=None, state=None):
     """Which of the steps were skipped, and the health after them."""
-    state, skipped = state or health.create(), []
+    state, skipped = state or Health.create(), []
     examine = jax.jit(lambda h, a, b: health.examine(h, a, b, c))
     for i, loss in enumerate(losses):
         bad, state = examine(
@@ -55,7 +56,7 @@ def test_spikes_are_skipped_only_if_asked_for():
 
 
 def test_few_losses_judge_nothing():
-    assert not any(judge([*calm(health.WINDOW // 2 - 1), 100.0], SPIKES)[0])
+    assert not any(judge([*calm(WINDOW // 2 - 1), 100.0], SPIKES)[0])
 
 
 def test_a_loss_that_stays_high_becomes_the_usual_one():
@@ -135,12 +136,12 @@ def start(viscenes_dir, monkeypatch):
     from tests import tiny
     from vimoe_jax import config as config_lib
     from vimoe_jax.parallel.mesh import make_mesh
-    from vimoe_jax.train import setup
+    from vimoe_jax.run import workdir as workdir_lib
     from vimoe_jax.train.guard import Interrupt
     from vimoe_jax.train.loop import Trainer
 
     one = make_mesh({}, jax.devices()[:1])
-    monkeypatch.setattr(setup.mesh_lib, "for_run", lambda *_: one)
+    monkeypatch.setattr(workdir_lib, "for_run", lambda *_: one)
 
     def trainer(workdir, **train):
         c = tiny.get_config()
@@ -148,7 +149,7 @@ def start(viscenes_dir, monkeypatch):
         c.model.decoder.moe.num_experts = c.model.connector.moe.num_experts = 0
         for name, value in train.items():
             setattr(c.train, name, value)
-        run = setup.start(config_lib.resolve(c.to_dict()), workdir)
+        run = workdir_lib.start_run(config_lib.resolve(c.to_dict()), workdir)
         return Trainer(run, Interrupt())
 
     return trainer
@@ -172,7 +173,7 @@ def poison(monkeypatch, bad):
 def test_a_bad_batch_is_skipped_and_too_many_end_the_run(start, monkeypatch, tmp_path):
     import json
 
-    from vimoe_jax.errors import UserError
+    from vimoe_jax.base.errors import UserError
 
     poison(monkeypatch, {3, 6, 7, 8, 9})
     trainer = start(tmp_path, steps=10, log_every=2, max_bad_steps=3)

@@ -38,7 +38,7 @@ def test_an_error_ends_what_was_claimed():
 
 
 def test_dropped_lines_tell_the_time_that_is_done_again(tmp_path):
-    from vimoe_jax.train.log import MetricWriter
+    from vimoe_jax.run.log import MetricWriter
 
     rows = [
         {"step": 2, "time/steps": 2.0, "time/start": 1.0},

@@ -7,7 +7,8 @@ import pytest
 
 from vimoe_jax.model.tokens import NUM_KINDS, TokenKind
 from vimoe_jax.moe.stats import MoEStats
-from vimoe_jax.train import health, numbers
+from vimoe_jax.run.state import Health
+from vimoe_jax.train import numbers
 from vimoe_jax.train.loss import TokenLoss
 from vimoe_jax.train.step import StepMetrics
 
@@ -42,7 +43,7 @@ def step(moe):
         grad_norm=one,
         learning_rate=one,
         moe=moe,
-        health=health.create(),
+        health=Health.create(),
     )
 
 
@@ -104,6 +105,6 @@ def test_the_line_names_the_worst_part():
 
 
 def test_every_kind_has_a_name_in_the_report():
-    from vimoe_jax.evaluate.report_text import KINDS
+    from vimoe_jax.report.meanings import KINDS
 
     assert [k.name.lower() for k in TokenKind] == list(KINDS) and len(KINDS) == NUM_KINDS

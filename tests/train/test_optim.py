@@ -9,12 +9,12 @@ import optax
 import pytest
 
 from tests.model.test_vlm import CONFIGS, VOCAB, random_params
-from vimoe_jax.config import Optim
+from vimoe_jax.config.train import Optim
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel import rules
 from vimoe_jax.parallel.mesh import make_mesh
+from vimoe_jax.run import state as state_lib
 from vimoe_jax.train import optim
-from vimoe_jax.train import state as state_lib
 
 ADAM16 = Optim(learning_rate=1e-2, warmup_steps=2, moments_dtype="bfloat16")
 FACTOR = Optim(learning_rate=1e-2, warmup_steps=2, name="adafactor")

@@ -9,9 +9,11 @@ import optax
 import pytest
 
 from tests.model.test_vlm import CONFIGS, VOCAB, random_params, rows
-from vimoe_jax.config import Config, Optim, Train
+from vimoe_jax.config import Config
+from vimoe_jax.config.train import Optim, Train
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel.mesh import make_mesh, to_mesh
+from vimoe_jax.parallel.parameters import decays, is_bias
 from vimoe_jax.train import loss as loss_lib
 from vimoe_jax.train import optim
 from vimoe_jax.train.program import Program
@@ -214,7 +216,7 @@ def test_rates_scale_a_parts_steps():
 
 def test_decay_is_for_matrices_only():
     axes = Blueprint.create(CONFIGS["moe everywhere"], VOCAB).axes()
-    decayed = {n for n, a in axes.items() if optim.decays(a) and not optim.is_bias(n)}
+    decayed = {n for n, a in axes.items() if decays(a) and not is_bias(n)}
     assert "decoder.embedding" in decayed
     assert any(n.endswith("experts.w_in") for n in decayed)
     for name in axes:

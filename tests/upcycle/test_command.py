@@ -13,7 +13,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from vimoe_jax.errors import UserError
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.upcycle import __main__ as command
 
 DENSE = Path(__file__).parent / "tiny_dense.py"

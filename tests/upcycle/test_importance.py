@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.model.test_vlm import VOCAB, random_params, rows, small
-from vimoe_jax.errors import UserError
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions
 from vimoe_jax.parallel.mesh import make_mesh

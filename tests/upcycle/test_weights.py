@@ -14,8 +14,8 @@ from vimoe_jax.moe.options import MoEOptions
 from vimoe_jax.parallel.mesh import make_mesh, to_mesh
 from vimoe_jax.upcycle import drift, weights
 from vimoe_jax.upcycle.convert import plan
-from vimoe_jax.upcycle.layers import Migration, check
 from vimoe_jax.upcycle.methods import Upcycling
+from vimoe_jax.upcycle.migration import Migration, check
 
 ROWS = [[5, 4, 3], [7, 5], [12], [6, 6], [4], [3, 3, 3, 3], [], [8, 4]]
 PARTS = ("vision", "connector", "decoder")

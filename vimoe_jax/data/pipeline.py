@@ -11,19 +11,20 @@ import multiprocessing.connection
 import multiprocessing.resource_tracker
 import os
 import signal
-import sys
 import threading
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from vimoe_jax.data import images, prompts
-from vimoe_jax.data.mixture import Mixture, style_of
-from vimoe_jax.data.records import QA, BadRecord, Record, Source
+from vimoe_jax.data.batch import Batch
+from vimoe_jax.data.evaluation import EvalBatches, eval_batches
+from vimoe_jax.data.lengths import suggest_lengths
+from vimoe_jax.data.mixture import Mixture
 from vimoe_jax.data.rows import RowMaker, describe
-from vimoe_jax.data.tokenizer import Tokenizer
+from vimoe_jax.datasets.records import Source
+from vimoe_jax.text.tokenizers import Tokenizer
 
 __all__ = [
     "EvalBatches",
@@ -34,8 +35,6 @@ __all__ = [
     "suggest_lengths",
     "train_batches",
 ]
-
-Batch = dict[str, np.ndarray]
 
 # Rows until the data ends. Grain's own endless `repeat` overflows in batches of one row.
 _FOREVER = 1 << 60
@@ -253,173 +252,3 @@ def _start_worker(*_: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-@dataclasses.dataclass
-class EvalBatches:
-    """Every question of a source once, in order, whatever the number of hosts.
-
-    Attributes:
-      skipped: a message for each bad record met so far.
-      cut: prompts met so far that were longer than `prompt_length`.
-    """
-
-    source: Source
-    tokenizer: Tokenizer
-    image_size: int
-    prompt_length: int
-    batch_size: int
-    resize: str
-    limit: int
-    tasks: Collection[str] | None
-    process_index: int
-    process_count: int
-    skipped: list[str] = dataclasses.field(default_factory=list)
-    cut: int = 0
-    _last: tuple[Record | None, np.ndarray | None] = (None, None)
-
-    def __iter__(self) -> Iterator[tuple[Batch, list[tuple[int, QA]]]]:
-        self.skipped.clear()
-        self.cut = 0
-        rows: list[tuple[Record, list[int], int, QA]] = []
-        for row in self._rows():
-            rows.append(row)
-            if len(rows) == self.batch_size:
-                yield self._batch(rows)
-                rows = []
-        if rows:
-            yield self._batch(rows)
-        if self.cut:
-            print(
-                f"warning: {self.cut} prompts lost their beginning to "
-                f"config.data.prompt_length = {self.prompt_length}",
-                file=sys.stderr,
-            )
-
-    def _rows(self) -> Iterator[tuple[Record, list[int], int, QA]]:
-        for index in range(min(len(self.source), self.limit or len(self.source))):
-            try:
-                record = self.source[index]
-                asked = [qa for qa in record.qa if self.tasks is None or qa.task in self.tasks]
-                if not asked:
-                    continue
-                style = style_of(self.source, index)
-                asks = (prompts.prompt_of(qa, style=style) for qa in asked)
-                ids = [self.tokenizer.encode(text) for text in asks]
-            except BadRecord as e:
-                self.skipped.append(str(e))
-                continue
-            for qa, prompt in zip(asked, ids, strict=True):
-                self.cut += len(prompt) > self.prompt_length
-                # The end of a prompt asks for the answer, so that a long one loses its beginning.
-                yield record, prompt[-self.prompt_length :], index, qa
-
-    def _batch(self, rows: list) -> tuple[Batch, list[tuple[int, QA]]]:
-        b, size, length = self.batch_size // self.process_count, self.image_size, self.prompt_length
-        start = self.process_index * b
-        batch = {
-            "image": np.zeros((b, size, size, 3), np.uint8),
-            "tokens": np.full((b, length), self.tokenizer.pad_id, np.int32),
-            "length": np.zeros((b,), np.int32),
-            "valid": np.zeros((b,), bool),
-        }
-        for i, (record, prompt, _, _) in enumerate(rows[start : start + b]):
-            pixels = self._pixels(record)
-            if pixels is None:
-                continue
-            batch["image"][i] = pixels
-            batch["tokens"][i, : len(prompt)] = prompt
-            batch["length"][i] = len(prompt)
-            batch["valid"][i] = True
-        return batch, [(index, qa) for _, _, index, qa in rows]
-
-    def _pixels(self, record: Record) -> np.ndarray | None:
-        """Its picture; None if that is bad. A picture's questions follow each other: it is kept."""
-        if self._last[0] is not record:
-            try:
-                pixels = images.decode(record.image, self.image_size, self.resize, name=record.id)
-            except BadRecord as e:
-                pixels = None
-                self.skipped.append(str(e))
-            self._last = record, pixels
-        return self._last[1]
-
-
-def eval_batches(
-    source: Source,
-    tokenizer: Tokenizer,
-    *,
-    image_size: int,
-    prompt_length: int,
-    batch_size: int,
-    resize: str = "squash",
-    limit: int = 0,
-    tasks: Collection[str] | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> EvalBatches:
-    """Every question with its picture in a row of its own; the last batch is padded.
-
-    Args:
-      source: records.
-      tokenizer: of prompts.
-      image_size: H = W, pixels.
-      prompt_length: P tokens a prompt may have.
-      batch_size: B, rows of a global batch; host h gets rows h·b to (h+1)·b - 1 of each.
-      resize: how a picture becomes square.
-      limit: only the first so many records; 0 for all.
-      tasks: only questions of these tasks; None for all.
-      process_index: this host.
-      process_count: hosts.
-
-    Returns:
-      An iterable of (batch, items): image (b, H, W, 3) uint8, tokens (b, P) int32 padded on the
-      right, length (b,) int32, valid (b,) bool, false for padding and for bad pictures; items holds
-      (record index, QA) of the global batch's rows.
-    """
-    return EvalBatches(
-        source, tokenizer, image_size, prompt_length, batch_size, resize, limit, tasks,
-        process_index, process_count,
-    )  # fmt: skip
-
-
-def suggest_lengths(
-    source: Source, tokenizer: Tokenizer, sample: int = 200
-) -> dict[str, dict[str, int]]:
-    """Tokens of prompts, segments and rows, for choosing text_length and prompt_length.
-
-    Args:
-      source: records.
-      tokenizer: of questions and answers.
-      sample: how many records to look at, evenly spread.
-
-    Returns:
-      p50, p90, p99 and p100 (the longest) of "prompt", "segment" (a prompt with the longest of its
-      answers) and "row" (all segments of a picture).
-    """
-    lengths: dict[str, list[int]] = {"prompt": [], "segment": [], "row": []}
-    for index in np.linspace(0, len(source) - 1, min(sample, len(source))).astype(int):
-        try:
-            record = source[int(index)]
-            style = style_of(source, int(index))
-            segments = [_longest(qa, tokenizer, style) for qa in record.qa]
-        except BadRecord:
-            continue
-        lengths["segment"] += [len(s.tokens) for s in segments]
-        lengths["prompt"] += [s.weights.count(0.0) + 1 for s in segments]
-        lengths["row"].append(sum(len(s.tokens) for s in segments))
-    return {
-        name: {f"p{p}": int(np.percentile(v, p)) for p in (50, 90, 99, 100)}
-        for name, v in lengths.items()
-        if v
-    }
-
-
-def _longest(qa: QA, tokenizer: Tokenizer, style: str) -> prompts.Segment:
-    explanations = len(qa.explanations) if prompts.suited(qa, style) == "explain" else 1
-    every = (
-        prompts.segment(qa, tokenizer, answer=i, style=style, explanation=j)
-        for i in range(len(qa.answers))
-        for j in range(explanations)
-    )
-    return max(every, key=lambda s: len(s.tokens))

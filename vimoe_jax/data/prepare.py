@@ -19,16 +19,17 @@ prompts and rows have, for choosing config.data.prompt_length and config.data.te
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vimoe_jax import cli
-from vimoe_jax.data import datasets
-from vimoe_jax.data.records import Source
-from vimoe_jax.errors import UserError, exit_on_user_error
+from vimoe_jax import datasets
+from vimoe_jax.base import cli
+from vimoe_jax.base.errors import UserError, exit_on_user_error
+from vimoe_jax.datasets.records import Source
 
 DATASETS = ("viscenes", "jsonl", *datasets.NAMES)
 _FLAGS = ("annotations_only", "drop_leaked")
@@ -52,17 +53,17 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--dataset: must be one of {', '.join(DATASETS)}, not {dataset!r}")
     tokenizer = None
     if "tokenizer" in options:
-        from vimoe_jax.data import tokenizer as tokenizer_lib
+        from vimoe_jax.text import tokenizers as tokenizer_lib
 
         tokenizer = tokenizer_lib.load(options.pop("tokenizer"))
     for name in options:
         if name not in _TAKEN[dataset]:
             raise UserError(f"--{name}: not an option of dataset {dataset}")
     if dataset in datasets.NAMES:
-        from vimoe_jax.data.datasets import preparing
+        from vimoe_jax.datasets.preparing import job
 
         choice = _choice(dataset, options)
-        preparing.prepare(choice, tokenizer)
+        job.prepare(choice, _lengths(tokenizer))
         return 0
     out, sources, skipped = (_viscenes if dataset == "viscenes" else _jsonl)(options)
     _report(dataset, out, sources, skipped, tokenizer)
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _choice(dataset: str, options: dict[str, str]) -> Any:
-    from vimoe_jax.data.datasets.preparing import Choice
+    from vimoe_jax.datasets.preparing.job import Choice
 
     for name, what in (("source", "published files"), ("data_dir", "prepared datasets")):
         if not options.get(name):
@@ -95,8 +96,8 @@ def _flag(name: str, value: str) -> bool:
 def _report(
     dataset: str, out: Path, sources: dict[str, Source], skipped: list[str], tokenizer: Any
 ) -> None:
-    from vimoe_jax.data.datasets.report import counts
-    from vimoe_jax.data.sources import questions
+    from vimoe_jax.datasets.preparing.report import counts
+    from vimoe_jax.datasets.records import questions
 
     report: dict[str, Any] = {
         "dataset": dataset,
@@ -104,10 +105,8 @@ def _report(
         "skipped": skipped,
     }
     if tokenizer:
-        from vimoe_jax.data.pipeline import suggest_lengths
-
         for split, source in sources.items():
-            report["splits"][split]["tokens"] = suggest_lengths(source, tokenizer)
+            report["splits"][split]["tokens"] = _lengths(tokenizer)(source)
     try:
         out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as e:
@@ -119,13 +118,20 @@ def _report(
     print(f"{len(report['skipped'])} skipped; report: {out}")
 
 
+def _lengths(tokenizer: Any) -> Any:
+    """Counts tokens of prompts and rows; None without a tokenizer."""
+    from vimoe_jax.data.lengths import suggest_lengths
+
+    return tokenizer and functools.partial(suggest_lengths, tokenizer=tokenizer)
+
+
 # Where the report goes, the splits, and what was skipped.
 _Prepared = tuple[Path, dict[str, Any], list[str]]
 
 
 def _viscenes(options: dict[str, str]) -> _Prepared:
-    from vimoe_jax.data.datasets import viscenes
-    from vimoe_jax.data.datasets.viscenes.builder import CONFIGS, SPLITS
+    from vimoe_jax.datasets import viscenes
+    from vimoe_jax.datasets.viscenes.builder import CONFIGS, SPLITS
 
     if "data_dir" not in options:
         raise UserError("--data_dir: needed, the folder that prepared datasets lie in")
@@ -139,8 +145,8 @@ def _viscenes(options: dict[str, str]) -> _Prepared:
 
 
 def _jsonl(options: dict[str, str]) -> _Prepared:
-    from vimoe_jax.data.jsonl import JsonlSource
     from vimoe_jax.data.rows import picture_error
+    from vimoe_jax.datasets.jsonl import JsonlSource
 
     if "source" not in options:
         raise UserError("--source: needed, the JSONL file")

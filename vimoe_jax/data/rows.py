@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vimoe_jax.data import images, prompts
+from vimoe_jax.data import prompts
 from vimoe_jax.data.mixture import Mixture, style_of
-from vimoe_jax.data.records import QA, BadRecord, Record, Source
-from vimoe_jax.data.text import normalize
-from vimoe_jax.data.tokenizer import Tokenizer
+from vimoe_jax.datasets import images
+from vimoe_jax.datasets.records import QA, BadRecord, Record, Source
+from vimoe_jax.text.normalize import normalize
+from vimoe_jax.text.tokenizers import Tokenizer
 
 Row = dict[str, np.ndarray]
 

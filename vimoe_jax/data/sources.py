@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable
 
-from vimoe_jax.config import Data
-from vimoe_jax.data import mixture
-from vimoe_jax.data.mixture import Mixture, Part
-from vimoe_jax.data.records import QA, Source
-from vimoe_jax.errors import UserError
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.config import mixture
+from vimoe_jax.config.data import Data
+from vimoe_jax.config.mixture import Part
+from vimoe_jax.data.mixture import Mixture
+from vimoe_jax.datasets.records import Source
 
 
 class NoSplit(UserError):
@@ -112,32 +112,18 @@ def open_part(c: Data, part: Part, split: str, *, quiet: bool = False) -> Source
         raise NoSplit(f"{part.label} has no split {split!r}; it has {listed}") from None
 
 
-def questions(source: Source) -> Iterable[QA]:
-    """All questions of a source, without opening pictures where the source allows that."""
-    if isinstance(source, Mixture):
-        for one in source.sources:
-            yield from questions(one)
-        return
-    read = getattr(source, "questions", None)
-    if read is not None:
-        yield from read()
-        return
-    for i in range(len(source)):
-        yield from source[i].qa
-
-
 def _open(c: Data, part: Part, split: str, quiet: bool) -> Source:
     if part.name == "viscenes":
-        from vimoe_jax.data.datasets import viscenes
+        from vimoe_jax.datasets import viscenes
 
         variant = part.variant or c.variant
         viscenes.prepare(c.dir, variant)
         return viscenes.open_split(c.dir, split, variant)
     if part.name == "jsonl":
-        from vimoe_jax.data.jsonl import JsonlSource
+        from vimoe_jax.datasets.jsonl import JsonlSource
 
         return JsonlSource(c.source, split or None, max_bad=c.max_skipped, quiet=quiet)
-    from vimoe_jax.data.datasets import prepared
+    from vimoe_jax.datasets import prepared
 
     return prepared.open_split(c.dir, part.name, split, *_variant(part))
 
@@ -145,14 +131,14 @@ def _open(c: Data, part: Part, split: str, quiet: bool) -> Source:
 def _splits(c: Data, part: Part) -> tuple[str, ...]:
     """The splits a dataset has; opening it for this may fail as opening one of them does."""
     if part.name == "viscenes":
-        from vimoe_jax.data.datasets.viscenes.builder import SPLITS
+        from vimoe_jax.datasets.viscenes.builder import SPLITS
 
         return tuple(SPLITS)
     if part.name == "jsonl":
-        from vimoe_jax.data.jsonl import JsonlSource
+        from vimoe_jax.datasets.jsonl import JsonlSource
 
         return tuple(JsonlSource(c.source, max_bad=c.max_skipped, quiet=True).splits)
-    from vimoe_jax.data.datasets import prepared
+    from vimoe_jax.datasets import prepared
 
     return tuple(prepared.splits(c.dir, part.name, *_variant(part)))
 

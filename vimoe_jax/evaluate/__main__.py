@@ -23,12 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vimoe_jax import cli
-from vimoe_jax.errors import UserError
+from vimoe_jax.base import cli
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.parallel import distributed
 
 if TYPE_CHECKING:
-    from vimoe_jax.config import Data
+    from vimoe_jax.config.data import Data
     from vimoe_jax.data.sources import EvalSplit
 
 
@@ -47,10 +47,10 @@ def main(argv: Sequence[str]) -> int:
     distributed.start(options)
 
     from vimoe_jax.evaluate.run import evaluate_split, scoring
-    from vimoe_jax.train import setup
-    from vimoe_jax.train.checkpoint import load_params
+    from vimoe_jax.run.checkpoint import load_params
+    from vimoe_jax.run.workdir import reopen
 
-    run = setup.reopen(Path(options["workdir"]), overrides)
+    run = reopen(Path(options["workdir"]), overrides)
     data, splits = _asked(run.config.data, options)
     params = load_params(run, int(step) if step else None)
     labels = {s.name: scoring(run.config.eval, s) for s in splits}
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _asked(data: Data, options: dict[str, str]) -> tuple[Data, list[EvalSplit]]:
     """Where the splits lie that the options name, and which they are."""
-    from vimoe_jax.data import mixture
+    from vimoe_jax.config import mixture
     from vimoe_jax.data.sources import eval_splits
 
     data = dataclasses.replace(data, source=options.get("source", data.source))

@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import Config
-from vimoe_jax.errors import UserError
 from vimoe_jax.hf.processor import is_stock, templates
 from vimoe_jax.hf.stock import PARTS, needs_code
 from vimoe_jax.moe.options import MoEOptions, moe_layers
-from vimoe_jax.train.setup import Run
+from vimoe_jax.run.workdir import Run
 
 _FRONT = """\
 ---

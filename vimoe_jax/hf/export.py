@@ -20,15 +20,15 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vimoe_jax import cli
-from vimoe_jax.errors import UserError, exit_on_user_error
+from vimoe_jax.base import cli
+from vimoe_jax.base.errors import UserError, exit_on_user_error
 
 if TYPE_CHECKING:
     import jax
     import numpy as np
 
     from vimoe_jax.hf.safetensors_file import Tensor
-    from vimoe_jax.train.setup import Run
+    from vimoe_jax.run.workdir import Run
 
 SHARD_BYTES = 5 * 10**9
 _CODE = ("configuration_vimoe.py", "modeling_vimoe.py")
@@ -52,12 +52,12 @@ def main(argv: Sequence[str]) -> int:
 
     from vimoe_jax.hf import stock
     from vimoe_jax.hf.safetensors_file import DTYPES
-    from vimoe_jax.train import setup
-    from vimoe_jax.train.checkpoint import Checkpoints, load_params
+    from vimoe_jax.run.checkpoint import Checkpoints, load_params
+    from vimoe_jax.run.workdir import reopen
 
     if dtype not in DTYPES:
         raise UserError(f"--dtype: must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    run = setup.reopen(Path(options["workdir"]), [], one_device=True)
+    run = reopen(Path(options["workdir"]), [], one_device=True)
     stock.check(run.config, run.blueprint)
     params = load_params(run, int(step) if step else None, dtype)
     if not step:

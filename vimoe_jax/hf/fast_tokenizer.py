@@ -1,7 +1,7 @@
 """Our SentencePiece model as a `tokenizer.json`: the same ids, without SentencePiece.
 
-The normaliser of the file is `vimoe_jax.data.text.normalize` written as a sequence of replacements,
-so that a user's text needs no cleaning before it.
+The normaliser of the file is `text.normalize.normalize` written as a sequence of replacements, so
+that a user's text needs no cleaning before it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from vimoe_jax.data.text import normalize
-from vimoe_jax.data.tokenizer import BOS, EOS, IMAGE, PAD, UNK, SentencePieceTokenizer
-from vimoe_jax.errors import UserError
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.text.normalize import normalize
+from vimoe_jax.text.tokenizers.huggingface import IMAGE
+from vimoe_jax.text.tokenizers.sentencepiece import BOS, EOS, PAD, UNK, SentencePieceTokenizer
 
 _SPACE = "▁"
 _LEADING = 1 << 16  # spaces that an answer may begin with, as good as all
@@ -103,7 +104,7 @@ def _characters() -> tuple[str, str]:
 
 
 def invisible_characters() -> str:
-    """All that `vimoe_jax.data.text.normalize` removes, ascending."""
+    """All that `vimoe_jax.text.normalize.normalize` removes, ascending."""
     return _characters()[0]
 
 

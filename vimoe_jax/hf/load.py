@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vimoe_jax import cli, schema
 from vimoe_jax import config as config_lib
+from vimoe_jax.base import cli, schema
+from vimoe_jax.base.errors import UserError, exit_on_user_error
 from vimoe_jax.config import Config
-from vimoe_jax.data import tokenizer as tokenizer_lib
-from vimoe_jax.data.hf_tokenizer import FILE, HFTokenizer
-from vimoe_jax.data.tokenizer import Tokenizer
-from vimoe_jax.errors import UserError, exit_on_user_error
 from vimoe_jax.hf.sources import Source, open_source
+from vimoe_jax.text import tokenizers as tokenizer_lib
+from vimoe_jax.text.tokenizers import Tokenizer
+from vimoe_jax.text.tokenizers.huggingface import FILE, IMAGE, HFTokenizer
 
 PARTS = ("vision", "connector", "decoder")
 DTYPES = ("float32", "bfloat16")
@@ -99,8 +99,8 @@ def load(
     tokenizer = _tokenizer(sources, given)
     c = _config(given, tokenizer, overrides, image_size)
 
+    from vimoe_jax.base.files import write_json
     from vimoe_jax.hf import weights
-    from vimoe_jax.train.setup import write_json
 
     temporary = workdir.absolute().with_name(f".{workdir.absolute().name}.{os.getpid()}.tmp")
     try:
@@ -161,7 +161,7 @@ def _tokenizer(sources: Sequence[Source], given: dict[str, Source]) -> Tokenizer
     if token is None:
         raise UserError(
             f"{source.where / 'config.json'}: image_token_index: {wanted} is not a token of its "
-            f"tokenizer, whose {tokenizer_lib.IMAGE} is {tokenizer.image_id}"
+            f"tokenizer, whose {IMAGE} is {tokenizer.image_id}"
         )
     return HFTokenizer.load(source.tokenizer, image=token)
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from vimoe_jax.config import Config
+from vimoe_jax.config.mixture import parse
 from vimoe_jax.data import prompts
-from vimoe_jax.data.hf_tokenizer import HFTokenizer
-from vimoe_jax.data.mixture import parse
-from vimoe_jax.data.records import QA
-from vimoe_jax.data.tokenizer import BOS, EOS, IMAGE, PAD, UNK, Tokenizer
+from vimoe_jax.datasets.records import QA
 from vimoe_jax.hf import fast_tokenizer
 from vimoe_jax.hf.fast_tokenizer import invisible_characters
+from vimoe_jax.text.tokenizers import Tokenizer
+from vimoe_jax.text.tokenizers.huggingface import IMAGE, HFTokenizer
+from vimoe_jax.text.tokenizers.sentencepiece import BOS, EOS, PAD, UNK
 
 
 def write(folder: Path, c: Config, tokenizer: Tokenizer) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from vimoe_jax.errors import UserError
-from vimoe_jax.files import read_object
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.files import read_object
 from vimoe_jax.hf import names
 
 INDEX = "model.safetensors.index.json"

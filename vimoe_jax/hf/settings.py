@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vimoe_jax.files import read_object
+from vimoe_jax.base.files import read_object
 from vimoe_jax.moe.options import MoEOptions, moe_layers
 
 Values = Mapping[str, Any]

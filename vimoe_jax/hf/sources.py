@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vimoe_jax import config as config_lib
-from vimoe_jax import schema
-from vimoe_jax.errors import UserError
-from vimoe_jax.files import read_object
+from vimoe_jax.base import schema
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.files import read_object
 from vimoe_jax.hf import names, settings
 from vimoe_jax.hf.readers import BigVision, Reader, Safetensors
 

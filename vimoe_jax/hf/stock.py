@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from vimoe_jax import config as config_lib
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import Config
-from vimoe_jax.data.tokenizer import Tokenizer
-from vimoe_jax.errors import UserError
 from vimoe_jax.hf.names import homeless
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions, moe_layers
+from vimoe_jax.text.tokenizers import Tokenizer
 
 PARTS = ("vision", "connector", "decoder")
 

@@ -15,16 +15,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh, NamedSharding
 
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import Config
-from vimoe_jax.errors import UserError
 from vimoe_jax.hf import names
 from vimoe_jax.hf.names import Piece
 from vimoe_jax.hf.readers import Reader
 from vimoe_jax.hf.sources import Source
 from vimoe_jax.model.blueprint import Blueprint, Params
-from vimoe_jax.parallel import mesh as mesh_lib
-from vimoe_jax.train import manifest, setup
-from vimoe_jax.train.checkpoint import load_params
+from vimoe_jax.run import manifest
+from vimoe_jax.run.checkpoint import load_params
+from vimoe_jax.run.mesh import for_run
+from vimoe_jax.run.workdir import reopen
 
 _CHUNK = 1 << 26  # bytes compressed and written as one; so large that malloc gives them back
 
@@ -43,7 +44,7 @@ def read(c: Config, given: dict[str, Source], dtype: str) -> Params:
       UserError: names or shapes that do not match, or NaN and infinities inside; all in one.
     """
     blueprint = Blueprint.create(c.model, c.model.decoder.vocab_size)
-    mesh = mesh_lib.for_run(c, blueprint)
+    mesh = for_run(c, blueprint)
     todo = _match(blueprint, given)
     params = _from_workdirs(blueprint, given, mesh, dtype)
     missing = [n for n in blueprint.shapes() if n not in todo and n not in params]
@@ -277,7 +278,7 @@ def _from_workdirs(
     params: Params = {}
     shapes, where, complaints = blueprint.shapes(), blueprint.shardings(mesh), []
     for source in {id(s): s for s in given.values() if s.reader is None}.values():
-        found: dict[str, Any] = load_params(setup.reopen(source.where, []))
+        found: dict[str, Any] = load_params(reopen(source.where, []))
         for name in list(found):
             value = found.pop(name)
             if given.get(name.split(".")[0]) is not source or name not in shapes:

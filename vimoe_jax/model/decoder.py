@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vimoe_jax.config import Decoder as DecoderConfig
+from vimoe_jax.config.model import Decoder as DecoderConfig
 from vimoe_jax.model.layers import MLP, Attention, KVCache, RMSNorm, rotary
 from vimoe_jax.model.stack import Stack, empty
 from vimoe_jax.model.tokens import NUM_KINDS

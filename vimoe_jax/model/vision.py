@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, UInt8
 
-from vimoe_jax.config import Vision
+from vimoe_jax.config.model import Vision
 from vimoe_jax.model.layers import MLP, Attention, LayerNorm
 from vimoe_jax.model.stack import Stack
 from vimoe_jax.model.tokens import NUM_KINDS, TokenKind

@@ -5,7 +5,7 @@ Three dispatchers with one answer:
 * `einsum` multiplies by one-hot tensors: the readable reference, its cost grows with M·E·C.
 * `gather` moves rows by index into buffers of C slots an expert and group.
 * `dropless` moves rows by index into one long buffer, sorted by expert, with no slot that nobody
-  has; the experts run as grouped products (`vimoe_jax.moe.grouped`).
+  has; the experts run as grouped products (`vimoe_jax.moe.products.grouped`).
 
 Where rows move by index, each token knows its K slots and each slot its token, so that the backward
 pass is made of gathers too (the automatic one would scatter-add).
@@ -22,8 +22,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from vimoe_jax.moe import exchange, grouped, segments
+from vimoe_jax.moe import exchange
 from vimoe_jax.moe.experts import Experts
+from vimoe_jax.moe.products import segments
+from vimoe_jax.moe.products.choice import tile_rows
 from vimoe_jax.moe.routing import Assignment
 from vimoe_jax.parallel.rules import TOKEN_AXES, active_mesh, constrain, spec
 
@@ -117,11 +119,11 @@ class DroplessDispatcher:
 
     @classmethod
     def create(
-        cls, a: Assignment, num_experts: int, capacity: int, name: grouped.Backend
+        cls, a: Assignment, num_experts: int, capacity: int, name: segments.Backend
     ) -> DroplessDispatcher:
         """Lays the rows out for what `name` runs on: by expert, then group, then slot."""
         k = a.expert.shape[-1]
-        tile = grouped.tile_rows(a.expert.size, num_experts, name)
+        tile = tile_rows(a.expert.size, num_experts, name)
         row, layout = _sorted_rows(a, num_experts, capacity, tile)
         row = row.reshape(1, -1, k)
         weight = jnp.where(a.slot < capacity, a.weight, 0).reshape(1, -1, k)

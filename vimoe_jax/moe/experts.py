@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vimoe_jax.moe import grouped
-from vimoe_jax.moe.segments import Segments
+from vimoe_jax.moe.products import choice, grouped
+from vimoe_jax.moe.products.segments import Backend, Segments
 from vimoe_jax.parallel.parameters import fan_in, param
 from vimoe_jax.parallel.rules import constrain
 
@@ -83,10 +83,10 @@ class Experts(nnx.Module):
             out += self.b_out[...].astype(self.dtype)[:, None]
         return out.reshape(num_experts, groups, capacity, -1).swapaxes(0, 1)
 
-    def backend(self) -> grouped.Backend:
+    def backend(self) -> Backend:
         """What runs `rows` on the default device."""
         _, inner, _, width = self.w_in.shape
-        return grouped.backend(self.dtype, inner, width, self.w_out.shape[2])
+        return choice.backend(self.dtype, inner, width, self.w_out.shape[2])
 
     @jax.named_scope("experts")
     def few(
@@ -96,7 +96,7 @@ class Experts(nnx.Module):
         if self.activation != "swiglu" or self.b_in is not None:
             return None
         w_in, w_out = self.w_in[...].astype(self.dtype), self.w_out[...].astype(self.dtype)
-        return grouped.few_rows(x.astype(self.dtype), w_in, w_out, weight)
+        return grouped.few_rows(x.astype(self.dtype), w_in, w_out, weight, self.backend())
 
     @jax.named_scope("experts")
     def rows(self, x: Float[Array, "R D"], segments: Segments) -> Float[Array, "R O"]:
@@ -105,7 +105,7 @@ class Experts(nnx.Module):
         num_in, activation = ACTIVATIONS[self.activation]
         x = x.astype(self.dtype)
         if self.activation == "swiglu" and self.b_in is None:
-            return grouped.swiglu(x, w_in, w_out, segments)
+            return grouped.swiglu(x, w_in, w_out, segments, self.backend())
         num_experts, inner, _, width = w_in.shape
         h = grouped.matmul(
             x, w_in.reshape(num_experts, inner, num_in * width), segments, self.backend()

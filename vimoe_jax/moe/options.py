@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from vimoe_jax.schema import at_least, field, more_than, one_of
+from vimoe_jax.base.schema import at_least, field, more_than, one_of
 
 DISPATCHERS = ("gather", "einsum", "dropless")
 ROUTERS = ("top_k", "expert_choice", "soft", "hash")

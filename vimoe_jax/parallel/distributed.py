@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from vimoe_jax import progress
-from vimoe_jax.errors import UserError, exit_on_user_error
+from vimoe_jax.base import progress
+from vimoe_jax.base.errors import UserError, exit_on_user_error
 
 OPTIONS = ("coordinator", "num_processes", "process_id", "initialization_timeout")
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vimoe_jax.parallel import rules
+from vimoe_jax.parallel.rules import Axes
 
 Initializer = Callable[..., jax.Array]
 
@@ -48,3 +49,17 @@ def gathered(state: nnx.State, over: rules.MeshAxes) -> nnx.State:
         return p.replace(rules.gather(p[...], axes[len(axes) - p.ndim :], over))
 
     return jax.tree.map(one, state, is_leaf=lambda p: isinstance(p, nnx.Variable))
+
+
+# Axes that count copies of a parameter, not its own dimensions.
+_COPIES = ("layers", "experts")
+
+
+def decays(axes: Axes) -> bool:
+    """Whether weight decay applies: to matrices, not to norms and biases."""
+    return sum(axis not in _COPIES for axis in axes) >= 2
+
+
+def is_bias(name: str) -> bool:
+    """Biases of several heads have two axes, and still are biases."""
+    return name.rsplit(".", 1)[-1].startswith("b_") or name.endswith("bias")

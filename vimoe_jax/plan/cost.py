@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from vimoe_jax.parallel.collectives import KINDS
+from vimoe_jax.plan.collectives import KINDS
 from vimoe_jax.plan.hlo import Instruction, Module
 
 # What moves no bytes: names for what is there already, or the end of what was started before.

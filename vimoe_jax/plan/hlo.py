@@ -1,6 +1,6 @@
 """A compiled program's text as computations, and how often each instruction runs.
 
-`vimoe_jax.parallel.collectives` reads collective operations; this reader is for what they leave
+`vimoe_jax.plan.collectives` reads collective operations; this reader is for what they leave
 out, operations' arithmetic and their traffic with the memory, and for the two ways in which TPU
 programs say less than others: loops do not tell their length, and a reduce-scatter is an all-reduce
 inside a fusion.

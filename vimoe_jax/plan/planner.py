@@ -6,18 +6,18 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import Config
-from vimoe_jax.data import tokenizer as tokenizer_lib
-from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint, vocabulary
-from vimoe_jax.parallel.collectives import collectives
-from vimoe_jax.parallel.mesh import for_run
+from vimoe_jax.model.flops import model_flops
 from vimoe_jax.plan import cost, hlo, roofline, topology
 from vimoe_jax.plan.alternatives import alternatives
+from vimoe_jax.plan.collectives import collectives
 from vimoe_jax.plan.compiled import OutOfMemory, compile_step
-from vimoe_jax.plan.model_flops import model_flops
 from vimoe_jax.plan.report import Plan
 from vimoe_jax.plan.topology import Target
+from vimoe_jax.run.mesh import for_run
+from vimoe_jax.text import tokenizers as tokenizer_lib
 
 
 def make(c: Config, name: str, *, others: bool = True) -> Plan:

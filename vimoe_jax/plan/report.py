@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from vimoe_jax.parallel.collectives import Collective
 from vimoe_jax.plan.alternatives import Alternative
+from vimoe_jax.plan.collectives import Collective
 from vimoe_jax.plan.compiled import Compiled
 from vimoe_jax.plan.roofline import Roofline, intensity
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 from jax.sharding import Mesh
 
-from vimoe_jax.parallel.collectives import Collective
-from vimoe_jax.plan.hardware import Chip
+from vimoe_jax.parallel.hardware import Chip
+from vimoe_jax.plan.collectives import Collective
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 
-from vimoe_jax.errors import UserError
-from vimoe_jax.plan import hardware
-from vimoe_jax.plan.hardware import Chip
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.parallel import hardware
+from vimoe_jax.parallel.hardware import Chip
 
 INSTALL = "pip install -r requirements-plan.txt"
 # The compiler asks a real TPU's metadata server who it is, unless all is said.

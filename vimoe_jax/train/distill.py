@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx, struct
 from jaxtyping import Array, Bool, Float
 
-from vimoe_jax.errors import UserError
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.model import tokens as tokens_lib
 from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.model.stack import in_order
@@ -180,19 +180,20 @@ def load_parent(run: Any) -> tuple[Blueprint, Params] | None:
     """The parent that `config.train.distill` names, on a run's mesh; None if it names none.
 
     Args:
-      run: the `setup.Run` that is taught.
+      run: the `Run` that is taught.
 
     Raises:
       UserError: no such workdir, or its model's sizes are not the run's.
     """
-    from vimoe_jax.train import checkpoint, setup
+    from vimoe_jax.run import checkpoint
+    from vimoe_jax.run.workdir import reopen
 
     options = run.config.train.distill
     if not options.parent:
         return None
     field = "config.train.distill.parent"
     try:
-        parent = setup.reopen(Path(options.parent), [], one_device=True)
+        parent = reopen(Path(options.parent), [], one_device=True)
         _check(parent.blueprint, run.blueprint, f"{field}: {options.parent}")
         directory = Path(options.parent) / "checkpoints"
         if not directory.is_dir():

@@ -18,36 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from vimoe_jax.config import Train
-from vimoe_jax.errors import UserError
-
-WINDOW = 128  # losses that a spike is measured against; judged from half of them on
-
-
-@struct.dataclass
-class Health:
-    """What is remembered of the steps so far.
-
-    Attributes:
-      losses: the last finite losses, in a ring.
-      seen: how many there have been.
-      skipped: updates skipped in all.
-      streak: updates skipped in a row, up to the last step.
-    """
-
-    losses: Float[Array, "W"]
-    seen: Int[Array, ""]
-    skipped: Int[Array, ""]
-    streak: Int[Array, ""]
-
-
-def create() -> Health:
-    """Before the first step."""
-    # Each an array of its own: the step is given them to write into, and no buffer twice.
-    return Health(jnp.zeros(WINDOW, jnp.float32), *(jnp.zeros((), jnp.int32) for _ in range(3)))
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.config.train import Train
+from vimoe_jax.run.state import WINDOW, Health
 
 
 def examine(

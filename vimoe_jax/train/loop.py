@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.progress import Progress
 from vimoe_jax.data import pipeline, sources
-from vimoe_jax.data.records import BadRecord
-from vimoe_jax.errors import UserError
+from vimoe_jax.data.batch import STEP_KEYS
+from vimoe_jax.datasets.records import BadRecord
 from vimoe_jax.model.stack import HOST_MEMORY
 from vimoe_jax.parallel import distributed
 from vimoe_jax.parallel.mesh import to_mesh
-from vimoe_jax.progress import Progress
+from vimoe_jax.run.batches import batch_options, fixed_batches
+from vimoe_jax.run.checkpoint import Checkpoints
+from vimoe_jax.run.log import MetricWriter
+from vimoe_jax.run.state import Health
+from vimoe_jax.run.workdir import Run
 from vimoe_jax.train import distill, numbers
 from vimoe_jax.train import health as health_lib
-from vimoe_jax.train.checkpoint import Checkpoints
 from vimoe_jax.train.guard import Interrupt
-from vimoe_jax.train.health import Health
-from vimoe_jax.train.log import MetricWriter
 from vimoe_jax.train.meter import Meter, since_process_start
 from vimoe_jax.train.program import Program
-from vimoe_jax.train.setup import Run
 from vimoe_jax.train.step import StepMetrics, make_loss_step
 from vimoe_jax.train.watchdog import Watchdog
-
-# What of a batch the compiled step reads; the rest is for the host.
-STEP_KEYS = ("image", "tokens", "targets", "weights", "segments", "positions")
 
 
 class Trainer:
@@ -205,35 +203,6 @@ class Trainer:
                     f"config.data.max_skipped = {self.config.data.max_skipped})"
                 )
             Progress(0, 0).say(f"warning: skipped {reason}", everywhere=True)
-
-
-def batch_options(run: Run) -> dict[str, Any]:
-    """How rows are cut, for training and for validation alike."""
-    c = run.config
-    return dict(
-        image_size=c.model.image_size,
-        text_length=c.data.text_length,
-        batch_size=c.train.batch_size,
-        resize=c.data.resize,
-    )
-
-
-def fixed_batches(run: Run, source: Any, count: int) -> list[dict[str, np.ndarray]]:
-    """The first batches of a source in a fixed order, at most one pass."""
-    options = batch_options(run)
-    count = min(count, -(-len(source) // options["batch_size"]))
-    batches = pipeline.train_batches(
-        source,
-        run.tokenizer,
-        **options,
-        seed=0,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    try:
-        return [{k: b[k] for k in STEP_KEYS} for _, b in zip(range(count), batches, strict=False)]
-    finally:
-        batches.close()
 
 
 class _Log:

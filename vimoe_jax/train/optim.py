@@ -10,13 +10,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, BFloat16, Float
 
-from vimoe_jax.config import Optim
+from vimoe_jax.config.train import Optim
+from vimoe_jax.parallel.parameters import _COPIES, decays, is_bias
 from vimoe_jax.parallel.rules import Axes
 
 Tensors = dict[str, jax.Array]
-
-# Axes that count copies of a parameter, not its own dimensions.
-_COPIES = ("layers", "experts")
 
 
 def rate(c: Optim, name: str) -> float:
@@ -24,16 +22,6 @@ def rate(c: Optim, name: str) -> float:
     return {"vision": c.vision_rate, "connector": c.connector_rate, "decoder": c.decoder_rate}[
         name.split(".")[0]
     ]
-
-
-def decays(axes: Axes) -> bool:
-    """Whether weight decay applies: to matrices, not to norms and biases."""
-    return sum(axis not in _COPIES for axis in axes) >= 2
-
-
-def is_bias(name: str) -> bool:
-    """Biases of several heads have two axes, and still are biases."""
-    return name.rsplit(".", 1)[-1].startswith("b_") or name.endswith("bias")
 
 
 def schedule(c: Optim, steps: int) -> optax.Schedule:

@@ -13,9 +13,9 @@ from jax.sharding import AbstractMesh, Mesh
 
 from vimoe_jax.config import Config
 from vimoe_jax.model.blueprint import Blueprint
+from vimoe_jax.run import state as state_lib
+from vimoe_jax.run.state import TrainState
 from vimoe_jax.train import optim
-from vimoe_jax.train import state as state_lib
-from vimoe_jax.train.state import TrainState
 from vimoe_jax.train.step import make_train_step
 
 

@@ -13,15 +13,14 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import Config
-from vimoe_jax.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel.rules import use_mesh
+from vimoe_jax.run.state import Health, TrainState
 from vimoe_jax.train import distill, health, optim
-from vimoe_jax.train.health import Health
 from vimoe_jax.train.loss import TokenLoss, cross_entropy
-from vimoe_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 

@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vimoe_jax import cli, schema
+from vimoe_jax.base import cli, schema
+from vimoe_jax.base.errors import UserError, exit_on_user_error
 from vimoe_jax.config import load
-from vimoe_jax.errors import UserError, exit_on_user_error
 from vimoe_jax.upcycle.methods import Upcycling
 
 _FLAG = "--fresh_optimizer"

@@ -12,10 +12,10 @@ import dataclasses
 
 import numpy as np
 
-from vimoe_jax.errors import UserError
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.schema import at_least, between, field, one_of
 from vimoe_jax.moe import routing
 from vimoe_jax.moe.options import MoEOptions
-from vimoe_jax.schema import at_least, between, field, one_of
 
 METHODS = ("copy", "noise", "drop", "granular", "importance")
 

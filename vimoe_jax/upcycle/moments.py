@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from vimoe_jax.errors import UserError
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.model.blueprint import Params
 
 _COUNTING = optax.ScaleByScheduleState

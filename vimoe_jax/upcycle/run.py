@@ -11,19 +11,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.files import write_json
 from vimoe_jax.config import Config
 from vimoe_jax.data import pipeline
-from vimoe_jax.errors import UserError
 from vimoe_jax.parallel.mesh import to_mesh
-from vimoe_jax.train import setup
-from vimoe_jax.train.checkpoint import Checkpoints
-from vimoe_jax.train.loop import fixed_batches
+from vimoe_jax.run.batches import fixed_batches
+from vimoe_jax.run.checkpoint import Checkpoints
+from vimoe_jax.run.state import TrainState
+from vimoe_jax.run.workdir import Run, reopen, start_run
 from vimoe_jax.train.program import Program
-from vimoe_jax.train.setup import Run
-from vimoe_jax.train.state import TrainState
 from vimoe_jax.upcycle import convert, drift, methods, moments, weights
-from vimoe_jax.upcycle.layers import PARTS, Migration, check
 from vimoe_jax.upcycle.methods import Upcycling
+from vimoe_jax.upcycle.migration import PARTS, Migration, check
 
 # Fields of the configuration on which the order of batches depends.
 _ORDER = ("dataset", "source", "variant", "train_split", "style", "max_questions", "vary_prompts")
@@ -48,7 +48,7 @@ def upcycle(
     Raises:
       UserError: one line that names the option or field.
     """
-    old = setup.reopen(source, [], one_device=True)
+    old = reopen(source, [], one_device=True)
     step = _step(source, old.config, step)
     check(old.config.model, c.model, source)
     for part in PARTS:
@@ -68,10 +68,10 @@ def upcycle(
     staging.mkdir(parents=True)
     try:
         old.tokenizer.save(staging)
-        new = setup.start(c, staging)
+        new = start_run(c, staging)
         migration = Migration(old.blueprint, new.blueprint)
         report = _convert(old, new, migration, how, step, fresh)
-        setup.write_json(staging / "upcycle.json", report)
+        write_json(staging / "upcycle.json", report)
         if workdir.exists():
             workdir.rmdir()
         staging.rename(workdir)

@@ -18,8 +18,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from vimoe_jax.model.blueprint import Params
-from vimoe_jax.upcycle.layers import Migration, Origin
 from vimoe_jax.upcycle.methods import Layout, Units, Upcycling, hash_table
+from vimoe_jax.upcycle.migration import Migration, Origin
 
 Layouts = Mapping[tuple[str, int], Layout]  # by part and layer
 

@@ -1,0 +1,1 @@
+"""Questions to answers: decoding, and what is asked again without compiling."""

@@ -1,0 +1,1 @@
+"""What every room may use: errors, schemas, commands, files, progress, metrics."""

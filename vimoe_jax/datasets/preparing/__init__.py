@@ -1,0 +1,1 @@
+"""Published files to prepared datasets: found, read, sifted, written."""

@@ -1,0 +1,1 @@
+"""Grouped matrix products: rows sorted by expert, each times its own matrix."""

@@ -1,0 +1,1 @@
+"""A run on disk and on a mesh: workdir, state, checkpoints, log."""

@@ -1,0 +1,106 @@
+"""What a step turns into the next: step number, parameters, optimizer state, health."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from vimoe_jax.model.blueprint import Blueprint, Params
+from vimoe_jax.parallel import rules
+
+WINDOW = 128  # losses that a spike is measured against; judged from half of them on
+
+
+@struct.dataclass
+class Health:
+    """What is remembered of the steps so far.
+
+    Attributes:
+      losses: the last finite losses, in a ring.
+      seen: how many there have been.
+      skipped: updates skipped in all.
+      streak: updates skipped in a row, up to the last step.
+    """
+
+    losses: Float[Array, "W"]
+    seen: Int[Array, ""]
+    skipped: Int[Array, ""]
+    streak: Int[Array, ""]
+
+    @classmethod
+    def create(cls) -> Health:
+        """Before the first step."""
+        # Each an array of its own: the step is given them to write into, and no buffer twice.
+        return cls(jnp.zeros(WINDOW, jnp.float32), *(jnp.zeros((), jnp.int32) for _ in range(3)))
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that training changes; float32 master weights.
+
+    Attributes:
+      step: batches met; optimizer steps done, but for those that were skipped.
+      params: trainable parameters by dotted path.
+      frozen: the others; no gradient is taken and no moments are kept for them. Router biases are
+        among them: each step moves them by the load it saw.
+      opt_state: of the optimizer, over `params`.
+      health: of the steps so far.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    frozen: Params
+    opt_state: Any
+    health: Health
+
+    def all_params(self) -> Params:
+        """Trainable and frozen together."""
+        return {**self.params, **self.frozen}
+
+
+def create(params: Params, tx: optax.GradientTransformation, trainable: set[str]) -> TrainState:
+    """A state at step 0."""
+    mine = {n: p for n, p in params.items() if n in trainable}
+    rest = {n: p for n, p in params.items() if n not in trainable}
+    return TrainState(jnp.zeros((), jnp.int32), mine, rest, tx.init(mine), Health.create())
+
+
+def shardings(
+    blueprint: Blueprint, tx: optax.GradientTransformation, trainable: set[str], mesh: Mesh
+) -> TrainState:
+    """The sharding of every array of a state: moments lie where their parameter lies."""
+    where, axes, sizes = blueprint.shardings(mesh), blueprint.axes(), blueprint.shapes()
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    mine = {n: where[n] for n in where if n in trainable}
+    # What no step changes has no moments to split, and need not be gathered again each time.
+    between = blueprint.shardings(mesh, rules.BETWEEN)
+    rest = {n: between[n] for n in where if n not in trainable}
+    shapes = {n: jax.ShapeDtypeStruct(sizes[n], jnp.float32) for n in mine}
+
+    def moment(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        keys = (k.key for k in path if isinstance(k, jax.tree_util.DictKey))
+        name = next((k for k in keys if k in mine), None)
+        if name is None:
+            return everywhere
+        if leaf.shape == sizes[name]:
+            return where[name]
+        of_leaf = _reduced(axes[name], sizes[name], leaf.shape)
+        return rules.sharding(of_leaf, leaf.shape, mesh, rules.KEPT)
+
+    opt_state = jax.tree_util.tree_map_with_path(moment, jax.eval_shape(tx.init, shapes))
+    health = jax.tree.map(lambda _: everywhere, jax.eval_shape(Health.create))
+    return TrainState(everywhere, mine, rest, opt_state, health)
+
+
+def _reduced(axes: rules.Axes, shape: tuple[int, ...], reduced: tuple[int, ...]) -> rules.Axes:
+    """The axes of a statistic over one of a parameter's axes; none where it is no such thing."""
+    for i in range(len(shape)):
+        if (*shape[:i], *shape[i + 1 :]) == reduced:
+            return (*axes[:i], *axes[i + 1 :])
+    return (None,) * len(reduced)

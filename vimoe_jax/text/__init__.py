@@ -1,0 +1,1 @@
+"""Vietnamese text: normal forms, tones, numerals, wordings, tokenizers."""
