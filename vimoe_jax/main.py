@@ -119,7 +119,7 @@ def _evaluate(run, trainer, interrupt) -> bool:
     from vimoe_jax.answer.answerer import Interrupted
     from vimoe_jax.base.files import write_json
     from vimoe_jax.data import sources
-    from vimoe_jax.evaluate.run import evaluate_split
+    from vimoe_jax.evaluate.run import Evaluator
     from vimoe_jax.report import page
     from vimoe_jax.run.log import MetricWriter
     from vimoe_jax.run.workdir import device_name
@@ -136,14 +136,14 @@ def _evaluate(run, trainer, interrupt) -> bool:
         write_json(run.workdir / "summary.json", summary)
     if c.eval.at_end:
         metrics = {}
-        params = trainer.state.all_params()
+        evaluator = Evaluator(run, trainer.state.all_params())
         try:
             main = (c.data.test_splits[0] or "all") if c.data.test_splits else ""
             for entry in c.data.test_splits:
                 for split in sources.eval_splits(c.data, entry, quiet=True):
                     named = f"eval_{split.name.removeprefix('test_')}"
                     prefix = "eval" if split.name == main else named
-                    scores = evaluate_split(run, params, split, stop=interrupt.agreed)
+                    scores = evaluator.evaluate(split, stop=interrupt.agreed)
                     metrics |= {f"{prefix}/{name}": value for name, value in scores.items()}
         except Interrupted:
             return False

@@ -9,7 +9,7 @@ import pytest
 
 from tests.model.test_vlm import MOE, VOCAB, random_params, rows, small
 from vimoe_jax.model.blueprint import Blueprint
-from vimoe_jax.train.loss import cross_entropy
+from vimoe_jax.model.loss import cross_entropy
 
 # Room for every token, and nothing that depends on which tokens come together.
 ROOM = dataclasses.replace(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vimoe_jax.model.stack import Stack, in_order, plan
+from vimoe_jax.model.stack import Stack, plan, unstack
 from vimoe_jax.parallel.parameters import param
 
 
@@ -48,7 +48,7 @@ def test_runs_layers_in_order(remat, unroll):
     stack = Stack(kinds, Scale, remat=remat, unroll=unroll, rngs=nnx.Rngs(0))
     x = jnp.arange(1.0, 4.0)
     y, _, reports = stack(apply, x)
-    inputs = in_order(stack.plan, reports)
+    inputs = unstack(stack.plan, reports)
     weights = []
     for segment, (_, repeats) in zip(stack.segments, stack.plan, strict=True):
         weights += [layer.w[r] for r in range(repeats) for layer in segment]
@@ -68,5 +68,5 @@ def test_each_layer_has_its_own_key():
         return x, None, jax.random.normal(key, (2,))
 
     _, _, reports = stack(noisy, jnp.ones(3), key=jax.random.key(0))
-    draws = [tuple(np.asarray(r)) for r in in_order(stack.plan, reports)]
+    draws = [tuple(np.asarray(r)) for r in unstack(stack.plan, reports)]
     assert len(set(draws)) == 3

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
+from vimoe_jax.model.loss import TokenLoss
 from vimoe_jax.model.tokens import NUM_KINDS, TokenKind
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.run.state import Health
 from vimoe_jax.train import numbers
-from vimoe_jax.train.loss import TokenLoss
 from vimoe_jax.train.step import StepMetrics
 
 E = 4

@@ -27,9 +27,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--{name}: needed")
     record = _record(options["image"], options.get("question", ""))
 
-    from vimoe_jax.answer.answerer import predict
-    from vimoe_jax.data import sources
-    from vimoe_jax.data.mixture import Mixture
+    from vimoe_jax.answer.answerer import Answerer
     from vimoe_jax.run.checkpoint import load_params
     from vimoe_jax.run.workdir import reopen
 
@@ -40,10 +38,7 @@ def main(argv: Sequence[str]) -> int:
     if step and not step.isdigit():
         raise UserError(f"--step: must be a number, not {step!r}")
     params = load_params(run, int(step) if step else None)
-    asked = Mixture(
-        sources.parts(run.config.data)[:1], ([record],)
-    )  # in the style of the first part
-    print(predict(run, params, asked, quiet=True)[0].prediction)
+    print(*Answerer(run, params).ask(record))
     return 0
 
 
@@ -62,7 +57,7 @@ def _record(image: str, question: str) -> Record:
     qa = (
         QA("0", "vqa", question, ("?",)) if question.strip("? ") else QA("0", "caption", "", ("?",))
     )
-    return Record(image, data, (qa,))
+    return Record(image, (data,), (qa,))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--step: must be a number, not {step!r}")
     distributed.start(options)
 
-    from vimoe_jax.evaluate.run import evaluate_split, scoring
+    from vimoe_jax.evaluate.run import Evaluator, scoring
     from vimoe_jax.run.checkpoint import load_params
     from vimoe_jax.run.workdir import reopen
 
@@ -54,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
     data, splits = _asked(run.config.data, options)
     params = load_params(run, int(step) if step else None)
     labels = {s.name: scoring(run.config.eval, s) for s in splits}
-    scores = {s.name: evaluate_split(run, params, s, data=data) for s in splits}
+    evaluator = Evaluator(run, params)
+    scores = {s.name: evaluator.evaluate(s, data=data) for s in splits}
     distributed.wait("the end")
     if not distributed.is_lead():
         return 0
@@ -78,11 +79,11 @@ def _asked(data: Data, options: dict[str, str]) -> tuple[Data, list[EvalSplit]]:
     if not dataset:
         return data, eval_splits(data, split)
     try:
-        (part,) = mixture.parse(dataset)
+        (component,) = mixture.parse(dataset)
     except ValueError as e:
         reason = str(e).removeprefix("dataset: ")
         raise UserError(f"--dataset: one dataset to score, please: {reason}") from None
-    if part.name == "jsonl" and not data.source:
+    if component.name == "jsonl" and not data.source:
         raise UserError("--source: dataset 'jsonl' needs the path of a JSONL file")
     if "split" not in options:
         split = split.rpartition("/")[2]  # the configured one, of whichever dataset

@@ -18,12 +18,12 @@ from vimoe_jax import config as config_lib
 from vimoe_jax.base import cli, schema
 from vimoe_jax.base.errors import UserError, exit_on_user_error
 from vimoe_jax.config import Config
+from vimoe_jax.config.parts import PARTS
 from vimoe_jax.hf.sources import Source, open_source
 from vimoe_jax.text import tokenizers as tokenizer_lib
 from vimoe_jax.text.tokenizers import Tokenizer
 from vimoe_jax.text.tokenizers.huggingface import FILE, IMAGE, HFTokenizer
 
-PARTS = ("vision", "connector", "decoder")
 DTYPES = ("float32", "bfloat16")
 
 _HELP = """\

@@ -143,7 +143,7 @@ def _tokenizer(c: Config, workdir: Path) -> Tokenizer:
 def _texts(source: Mixture) -> Iterator[str]:
     """All that a tokenizer should know: prompts, each once, and answers."""
     seen = set()
-    for part, records in source.by_part():
+    for part, records in source.by_component():
         for qa in questions(records):
             for text in prompts.all_prompts(qa, part.style):
                 if text not in seen:

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import AbstractMesh, Mesh
 
 from vimoe_jax.config import Config
+from vimoe_jax.config.parts import part_name
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.run import state as state_lib
 from vimoe_jax.run.state import TrainState
@@ -47,7 +48,7 @@ class Program:
     ) -> Program:
         """The configured optimizer, or another, over the parts whose rate is not 0."""
         axes = blueprint.axes()
-        trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - blueprint.buffers()
+        trainable = {n for n in axes if c.optim.rate(part_name(n)) > 0} - blueprint.buffers()
         tx = tx or optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)})
         return cls(c, blueprint, mesh, frozenset(trainable), tx)
 
