@@ -14,10 +14,11 @@ import optax
 import pytest
 from PIL import Image
 
+from tests import streams
 from tests.text.tokenizers.test_huggingface import CONFIG as QWEN_CONFIG
 from tests.text.tokenizers.test_huggingface import qwen
 from vimoe_jax import config as config_lib
-from vimoe_jax.answer.answerer import predict
+from vimoe_jax.answer.answerer import Answerer
 from vimoe_jax.base import schema
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.base.files import write_json
@@ -145,22 +146,18 @@ def exported(run, params, out, **options):
 
 def record(picture, question=QUESTION):
     qa = QA("0", "vqa" if question else "caption", question, ("?",))
-    return Record(str(picture), picture.read_bytes(), (qa,))
+    return Record(str(picture), (picture.read_bytes(),), (qa,))
 
 
 def our_logits(run, params, pixels, ids):
-    size = len(ids)
-    batch = {
-        "image": pixels[None], "tokens": np.array([ids]), "segments": np.ones((1, size), np.int32),
-        "positions": np.arange(size)[None], "weights": np.zeros((1, size), np.float32),
-    }  # fmt: skip
+    asked = streams.prompts([[pixels]], np.array([ids]), [len(ids)], run.config.model.num_patches)
 
     @jax.jit
     def forward(params, batch):
         model = run.blueprint.build(params)
         return model.logits(model(batch).hidden)
 
-    return np.asarray(forward(params, batch))[0]
+    return np.asarray(forward(params, streams.batch_of(asked)))[0]
 
 
 def prepared(folder, picture, question=QUESTION):
@@ -238,7 +235,7 @@ def test_generate_answers_as_we_do(fields, tmp_path, tokenizer, picture):
     model = opened(folder, trust_remote_code=True)
     for question in (QUESTION, "", "tác giả nào"):
         source = Mixture(sources.parts(run.config.data)[:1], ([record(picture, question)],))
-        ours = predict(run, params, source, quiet=True)[0].prediction
+        ours = Answerer(run, params).predict(source, quiet=True)[0].prediction
         processor, inputs = prepared(folder, picture, question)
         new = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
         assert processor.decode(new, skip_special_tokens=True) == ours
