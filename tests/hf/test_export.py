@@ -502,7 +502,7 @@ def test_the_command_writes_the_best_or_the_named_step(workdir, tmp_path):
         (["--workdir=x", "--out=y"], "no such file"),
         (["--workdir=x", "--out=."], "--out: . exists"),
         (["--workdir=x", "--out=y", "--dtype=int8"], "--dtype: must be one of float32, bfloat16"),
-        (["--workdir=x", "--out=y", "--step=best"], "--step: must be a number"),
+        (["--workdir=x", "--out=y", "--step=best"], "--step: must be a whole number"),
         (["--workdir=x", "--out=y", "--push=a/b/c"], "--push:"),
     ],
 )

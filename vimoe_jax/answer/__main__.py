@@ -1,31 +1,39 @@
 """Asks a trained model about a picture.
 
-    python -m vimoe_jax.generate --workdir=DIR --image=FILE [--question="…"] [--step=N]
+    python -m vimoe_jax.generate --workdir=runs/moe_small --image=photo.jpg --question="…"
 
 Without a question the model describes the picture. Prints the text.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 
-from vimoe_jax.base import cli
-from vimoe_jax.base.errors import UserError, exit_on_user_error
+from vimoe_jax.base import cli, values
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.config import Config
 from vimoe_jax.datasets.records import QA, BadRecord, Record
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command."""
-    if not argv or "--help" in argv:
-        print(__doc__)
-        return 0
-    options, overrides = cli.parse(argv, ("workdir", "image", "question", "step"))
-    for name in ("workdir", "image"):
-        if name not in options:
-            raise UserError(f"--{name}: needed")
-    record = _record(options["image"], options.get("question", ""))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(cli.Options):
+    """The command's options."""
+
+    workdir: Path = cli.option(values.path, "DIR", "the workdir of a run")
+    image: Path = cli.option(values.path, "FILE", "the picture")
+    question: str = cli.option(str, "TEXT", "what is asked about it", default="")
+    step: int | None = cli.option(
+        values.whole,
+        "N",
+        "which checkpoint; if not given, the best one (lowest validation loss)",
+        default=None,
+    )
+
+
+def execute(options: Options) -> int:
+    """Prints the answer."""
+    record = _record(options.image, options.question)
 
     from vimoe_jax.answer.answerer import predict
     from vimoe_jax.data import sources
@@ -34,12 +42,9 @@ def main(argv: Sequence[str]) -> int:
     from vimoe_jax.run.workdir import reopen
 
     # One row is enough, and compiles as fast as can be.
-    overrides = [("eval.batch_size", "1"), *overrides]
-    run = reopen(Path(options["workdir"]), overrides, one_device=True)
-    step = options.get("step", "")
-    if step and not step.isdigit():
-        raise UserError(f"--step: must be a number, not {step!r}")
-    params = load_params(run, int(step) if step else None)
+    overrides = [("eval.batch_size", "1"), *options.overrides]
+    run = reopen(options.workdir, overrides, one_device=True)
+    params = load_params(run, options.step)
     asked = Mixture(
         sources.parts(run.config.data)[:1], ([record],)
     )  # in the style of the first part
@@ -47,24 +52,25 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _record(image: str, question: str) -> Record:
+def _record(path: Path, question: str) -> Record:
     """The picture and the question, checked before anything slow starts."""
     from vimoe_jax.datasets import images
 
-    path = Path(image)
     try:
         data = path.read_bytes()
-        images.decode(data, 8, name=image)
+        images.decode(data, 8, name=str(path))
     except OSError as e:
-        raise UserError(f"--image: {image}: {e.strerror}") from None
+        raise UserError(f"--image: {path}: {e.strerror}") from None
     except BadRecord as e:
         raise UserError(f"--image: {e}") from None
     qa = (
         QA("0", "vqa", question, ("?",)) if question.strip("? ") else QA("0", "caption", "", ("?",))
     )
-    return Record(image, data, (qa,))
+    return Record(str(path), data, (qa,))
 
+
+COMMAND = cli.Command("vimoe_jax.generate", Options, execute, __doc__, config=Config)
+main = COMMAND.main
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        sys.exit(main(sys.argv[1:]))
+    COMMAND.run()
