@@ -20,7 +20,7 @@ from tests.text.tokenizers.test_huggingface import qwen
 from vimoe_jax import config as config_lib
 from vimoe_jax.answer.answerer import Answerer
 from vimoe_jax.base import schema
-from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.errors import UserError, exit_on_user_error
 from vimoe_jax.base.files import write_json
 from vimoe_jax.config.train import Checkpoint
 from vimoe_jax.data import prompts, sources
@@ -499,12 +499,12 @@ def test_the_command_writes_the_best_or_the_named_step(workdir, tmp_path):
         (["--workdir=x", "--out=y"], "no such file"),
         (["--workdir=x", "--out=."], "--out: . exists"),
         (["--workdir=x", "--out=y", "--dtype=int8"], "--dtype: must be one of float32, bfloat16"),
-        (["--workdir=x", "--out=y", "--step=best"], "--step: must be a number"),
+        (["--workdir=x", "--out=y", "--step=best"], "--step: must be a whole number"),
         (["--workdir=x", "--out=y", "--push=a/b/c"], "--push:"),
     ],
 )
 def test_bad_options_are_one_line(options, named, capsys):
-    with pytest.raises(SystemExit) as e, export.exit_on_user_error():
+    with pytest.raises(SystemExit) as e, exit_on_user_error():
         export.main(options)
     assert e.value.code == 2
     error = capsys.readouterr().err
