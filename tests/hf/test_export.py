@@ -1,5 +1,6 @@
 """Exports against stock transformers: the same logits, answers, pixels and ids."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -462,7 +463,9 @@ def workdir(tmp_path_factory, tokenizer):
     for step, loss in ((3, 1.0), (5, 2.0)):
         new = {n: p + step for n, p in params.items()}
         checkpoints.save(
-            state.replace(step=jnp.asarray(step), params=new), {"batches": step}, val_loss=loss
+            dataclasses.replace(state, step=jnp.asarray(step), params=new),
+            {"batches": step},
+            val_loss=loss,
         )
         checkpoints.wait()
     checkpoints.close()

@@ -1,4 +1,4 @@
-"""A trained model, ready to answer: from a workdir, or from a folder with an exported checkpoint."""
+"""A trained model, ready to answer: from a workdir, or from an exported folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 from vimoe_jax.answer.answerer import Answerer
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.files import read_object
 from vimoe_jax.hf.load import load as load_sources
+from vimoe_jax.hf.processor import ASKING_FILE
 from vimoe_jax.run.checkpoint import load_params
 from vimoe_jax.run.workdir import reopen
 
@@ -40,7 +42,7 @@ def load(
       UserError: neither of the two; or what is there cannot be read.
     """
     folder = Path(path)
-    overrides = [(name, repr(value)) for name, value in (config or {}).items()]
+    overrides = _overrides(config or {})
     if (folder / "checkpoints").is_dir():
         run = reopen(folder, overrides, one_device=one_device)
         return Answerer(run, load_params(run, step))
@@ -52,6 +54,12 @@ def load(
         workdir = Path(temporary) / "run"
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
-            load_sources([folder], workdir, overrides)
+            asked = read_object(folder / ASKING_FILE, optional=True)
+            load_sources([folder], workdir, [*_overrides(asked), *overrides])
         run = reopen(workdir, [], one_device=one_device)
         return Answerer(run, load_params(run))
+
+
+def _overrides(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Fields and their values as a command line has them."""
+    return [(name, repr(value)) for name, value in values.items()]

@@ -20,9 +20,12 @@ from vimoe_jax.text.tokenizers import Tokenizer
 from vimoe_jax.text.tokenizers.huggingface import IMAGE, HFTokenizer
 from vimoe_jax.text.tokenizers.sentencepiece import BOS, EOS, PAD, UNK
 
+# Beside a stock model's files, for `vimoe_jax.load`: how the model was asked in training.
+ASKING_FILE = "vimoe.json"
+
 
 def write(folder: Path, c: Config, tokenizer: Tokenizer) -> None:
-    """Writes the files that `AutoProcessor.from_pretrained` reads.
+    """Writes the files that `AutoProcessor.from_pretrained` reads, and `ASKING_FILE`.
 
     Raises:
       UserError: a SentencePiece model that has no fast form.
@@ -39,6 +42,13 @@ def write(folder: Path, c: Config, tokenizer: Tokenizer) -> None:
             "vision_feature_select_strategy": "full",
         },
     )
+    asking = {
+        "data.style": parse(c.data.dataset, c.data.style)[0].style,
+        "data.prompt_length": c.data.prompt_length,
+        "data.max_pictures": c.data.max_pictures,
+        "eval.max_new_tokens": c.eval.max_new_tokens,
+    }
+    write_json(folder / ASKING_FILE, asking)
     template = chat_template(c, roles["image"], None if is_stock(tokenizer) else roles["eos"])
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 

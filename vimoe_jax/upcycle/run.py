@@ -97,7 +97,9 @@ def _convert(
         moments.check(program.abstract().opt_state, "config.optim")
     state, data = _restore(old, shapes, step)
     params = state.all_params()
-    state = state.replace(params={}, frozen={})  # arrays are let go as they are used up
+    state = dataclasses.replace(
+        state, params={}, frozen={}
+    )  # arrays are let go as they are used up
 
     count = max(1, -(-how.samples // new.config.train.batch_size))
     batches = fixed_batches(new, new.train_source, count if how.method == "importance" else 1)
