@@ -116,7 +116,7 @@ def test_published_files_become_a_dataset(published, tmp_path):
 _INTERRUPTED = """
 import runpy, sys
 
-from vimoe_jax.datasets import pictures
+from vimoe_jax.datasets.preparing import pictures
 
 def interrupted(path):
     raise KeyboardInterrupt

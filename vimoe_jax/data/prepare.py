@@ -20,14 +20,13 @@ prompts and rows have, for choosing config.data.prompt_length and config.data.te
 from __future__ import annotations
 
 import functools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vimoe_jax import datasets
-from vimoe_jax.base import cli
+from vimoe_jax.base import cli, files
 from vimoe_jax.base.errors import UserError, exit_on_user_error
 from vimoe_jax.datasets.records import Source
 
@@ -107,10 +106,7 @@ def _report(
     if tokenizer:
         for split, source in sources.items():
             report["splits"][split]["tokens"] = _lengths(tokenizer)(source)
-    try:
-        out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"{out}: {e.strerror}") from None
+    files.write_json(out, report)
     for split, counted in report["splits"].items():
         print(f"{split or 'all'}: {counted['pictures']} pictures, {counted['questions']} questions")
         for name, tokens in counted.get("tokens", {}).items():

@@ -6,8 +6,6 @@ python -m vimoe_jax.hf.load --source=PATH[,PATH…] --workdir=DIR [--config.FIEL
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vimoe_jax import config as config_lib
-from vimoe_jax.base import cli, schema
+from vimoe_jax.base import cli, files, schema
 from vimoe_jax.base.errors import UserError, exit_on_user_error
 from vimoe_jax.config import Config
 from vimoe_jax.hf.sources import Source, open_source
@@ -99,20 +97,14 @@ def load(
     tokenizer = _tokenizer(sources, given)
     c = _config(given, tokenizer, overrides, image_size)
 
-    from vimoe_jax.base.files import write_json
     from vimoe_jax.hf import weights
 
-    temporary = workdir.absolute().with_name(f".{workdir.absolute().name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with files.new_folder(workdir) as folder:
         params = weights.read(c, given, dtype)
-        write_json(temporary / "config.json", schema.to_dict(c))
-        (temporary / "config.py").write_text(config_file(c, paths), encoding="utf-8")
-        tokenizer.save(temporary)
-        weights.save(params, temporary)
-        os.replace(temporary, workdir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        files.write_json(folder / "config.json", schema.to_dict(c))
+        files.write_text(folder / "config.py", config_file(c, paths))
+        tokenizer.save(folder)
+        weights.save(params, folder)
     for source in sources:
         for note in source.notes:
             print(f"note: {note}", file=sys.stderr)

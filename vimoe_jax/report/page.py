@@ -6,16 +6,14 @@ python -m vimoe_jax.evaluate.report --workdir=DIR [--grid=FILE]
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vimoe_jax.base import cli
+from vimoe_jax.base import cli, files
 from vimoe_jax.base.errors import UserError, exit_on_user_error
 from vimoe_jax.report import sections, tables
 from vimoe_jax.report import workdir as report_data
@@ -54,15 +52,7 @@ def write_report(workdir: Path) -> Path:
     workdir = Path(workdir)
     page = render(report_data.load(workdir), workdir.resolve().name)
     path = workdir / "report.html"
-    temporary = workdir / f".report.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as e:
-        raise UserError(f"{path}: cannot write: {e.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    files.write_text(path, page)
     return path
 
 

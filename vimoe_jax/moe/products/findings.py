@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 import jax
 
+from vimoe_jax.base import files
+from vimoe_jax.base.errors import UserError
+
 
 def path(kind: str) -> Path:
     """The file of a kind for this device, in `$VIMOE_CACHE` or `~/.cache/vimoe_jax`."""
@@ -33,10 +36,8 @@ def add(file: Path, key: str, value: Any) -> None:
     entries = {**read(file), key: value}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
-        temporary.replace(file)
-    except OSError:
+        files.write_json(file, dict(sorted(entries.items())))
+    except (OSError, UserError):
         pass  # without a writable cache, the next process finds out again
 
 

@@ -5,13 +5,12 @@ python -m vimoe_jax.data.tokenizer --input=FILE[,FILE…] --vocab_size=N --out=F
 
 from __future__ import annotations
 
-import json
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vimoe_jax.base import cli
+from vimoe_jax.base import cli, files
 from vimoe_jax.base.errors import UserError, exit_on_user_error
 from vimoe_jax.text.normalize import normalize
 from vimoe_jax.text.tokenizers import Tokenizer
@@ -75,21 +74,21 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--{name}: needed")
     if not options["vocab_size"].isdecimal():
         raise UserError(f"--vocab_size: must be a number, not {options['vocab_size']!r}")
-    files = {path: _read_lines(path) for path in options["input"].split(",")}
-    texts = [line for lines in files.values() for line in lines]
+    read = {path: _read_lines(path) for path in options["input"].split(",")}
+    texts = [line for lines in read.values() for line in lines]
     tokenizer = train_sentencepiece(texts, int(options["vocab_size"]))
     out = Path(options["out"])
     report_file = out.with_name(f"{out.stem}.report.json")
     if not out.name or out == report_file:
         raise UserError(f"--out: not a name for a model: {options['out']!r}")
     tokenizer.save(out)
-    report = {path: fertility(tokenizer, lines) for path, lines in files.items()}
+    report = {path: fertility(tokenizer, lines) for path, lines in read.items()}
     for path, numbers in report.items():
         print(
             f"{numbers['tokens_per_syllable']:.3f} tokens a syllable, "
             f"{numbers['characters_per_token']:.2f} characters a token · {path}"
         )
-    report_file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    files.write_json(report_file, report)
     print(f"{tokenizer.vocab_size} pieces -> {out}, {report_file}")
     return 0
 
