@@ -330,7 +330,7 @@ REASONS = {
 
 
 MOVES = ("replace", "rename", "renames", "copyfile", "copy")
-TEMPORARY = ("NamedTemporaryFile", "mkstemp", "mkdtemp", "TemporaryDirectory")
+TEMPORARY = ("NamedTemporaryFile", "mkstemp", "mkdtemp")
 
 
 def writes(tree):
