@@ -33,9 +33,8 @@ def make(c: Config, name: str, *, others: bool = True) -> Plan:
         needed = float(compiled.total)
     except OutOfMemory as e:
         needed = e.needed
-    text = "" if compiled is None else hlo.portable(compiled.text)
-    module = hlo.Module(text)
-    sent = tuple(collectives(text, mesh)) if text and mesh.size > 1 else ()
+    module = hlo.Module("" if compiled is None else compiled.text)
+    sent = tuple(collectives(module, mesh)) if mesh.size > 1 else ()
     flops, traffic, useful = (
         cost.flops(module),
         cost.memory_bytes(module),
