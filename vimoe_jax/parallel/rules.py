@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 TOKEN_AXES = ("data", "fsdp", "expert")
@@ -41,6 +41,7 @@ KEPT = ("fsdp", "expert", "data")
 BETWEEN = ("fsdp",)
 WHOLE = ()
 
+AnyMesh = Mesh | AbstractMesh  # of devices, or of sizes alone: for shapes, and nothing is run
 Axes = tuple[str | None, ...]  # logical, of each dimension
 MeshAxes = tuple[str, ...]
 _mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
@@ -62,7 +63,9 @@ def active_mesh() -> Mesh | None:
     return None if mesh is None or mesh.size == 1 else mesh
 
 
-def spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, over: MeshAxes = WHOLE) -> PartitionSpec:
+def spec(
+    axes: Axes, shape: tuple[int, ...], mesh: AnyMesh, over: MeshAxes = WHOLE
+) -> PartitionSpec:
     """The partition of an array with these logical axes.
 
     A mesh axis that does not divide its dimension is left out (the array is replicated over it),
@@ -98,7 +101,7 @@ def spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, over: MeshAxes = WHOLE)
 
 
 def sharding(
-    axes: Axes, shape: tuple[int, ...], mesh: Mesh, over: MeshAxes = WHOLE
+    axes: Axes, shape: tuple[int, ...], mesh: AnyMesh, over: MeshAxes = WHOLE
 ) -> NamedSharding:
     """`spec` on its mesh."""
     return NamedSharding(mesh, spec(axes, shape, mesh, over))

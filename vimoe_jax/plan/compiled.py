@@ -9,14 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from vimoe_jax.config import Config
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel import rules
 from vimoe_jax.train.program import Program
-
-AnyMesh = Mesh | AbstractMesh
 
 
 class OutOfMemory(Exception):
@@ -55,7 +53,7 @@ class Compiled:
         return self.arguments + self.temporaries + self.outputs + self.code
 
 
-def abstract_batch(c: Config, mesh: AnyMesh, rows: int | None = None) -> dict[str, Any]:
+def abstract_batch(c: Config, mesh: rules.AnyMesh, rows: int | None = None) -> dict[str, Any]:
     """Shape, dtype and sharding of what a step reads, of `rows` rows if not the whole batch."""
     rows, text, size = rows or c.train.batch_size, c.data.text_length, c.model.image_size
     whole = {"image": ((rows, size, size, 3), jnp.uint8), "weights": ((rows, text), jnp.float32)}

@@ -50,8 +50,10 @@ def convolution_flops(i: Instruction, left: tuple[int, ...], right: tuple[int, .
     """
     result = i.arrays[0].shape
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.text)
+    if labels is None:
+        raise ValueError(f"{i.name}: a convolution without dim_labels")
     lhs, rhs, out = labels.groups()
-    fields = {}
+    fields: dict[str, str] = {}
     if window := re.search(r"window=\{([^}]*)\}", i.text):
         fields = dict(part.split("=") for part in window[1].split())
     total = 2.0 * result[out.index("b")] * result[out.index("f")] * right[rhs.index("i")]
@@ -91,7 +93,7 @@ def _far(i: Instruction) -> int:
     return sum(a.bytes for a in i.arrays if not a.near)
 
 
-def _read(module: Module, computation: str, i: Instruction) -> int:
+def _read(module: Module, computation: str, i: Instruction) -> float:
     scope = module.computations[computation]
     if i.kind in ("dynamic-slice", "slice", "gather"):
         return _far(i)

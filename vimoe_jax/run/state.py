@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from vimoe_jax.model.blueprint import Blueprint, Params
@@ -17,8 +18,7 @@ from vimoe_jax.parallel import rules
 WINDOW = 128  # losses that a spike is measured against; judged from half of them on
 
 
-@struct.dataclass
-class Health:
+class Health(struct.PyTreeNode):
     """What is remembered of the steps so far.
 
     Attributes:
@@ -40,8 +40,7 @@ class Health:
         return cls(jnp.zeros(WINDOW, jnp.float32), *(jnp.zeros((), jnp.int32) for _ in range(3)))
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that training changes; float32 master weights.
 
     Attributes:
@@ -64,7 +63,7 @@ class TrainState:
         return {**self.params, **self.frozen}
 
 
-def create(params: Params, tx: optax.GradientTransformation, trainable: set[str]) -> TrainState:
+def create(params: Params, tx: optax.GradientTransformation, trainable: Set[str]) -> TrainState:
     """A state at step 0."""
     mine = {n: p for n, p in params.items() if n in trainable}
     rest = {n: p for n, p in params.items() if n not in trainable}
@@ -72,15 +71,19 @@ def create(params: Params, tx: optax.GradientTransformation, trainable: set[str]
 
 
 def shardings(
-    blueprint: Blueprint, tx: optax.GradientTransformation, trainable: set[str], mesh: Mesh
+    blueprint: Blueprint,
+    tx: optax.GradientTransformation,
+    trainable: Set[str],
+    mesh: rules.AnyMesh,
 ) -> TrainState:
     """The sharding of every array of a state: moments lie where their parameter lies."""
     where, axes, sizes = blueprint.shardings(mesh), blueprint.axes(), blueprint.shapes()
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    mine = {n: where[n] for n in where if n in trainable}
+    # Shardings in the arrays' places: what JAX calls a prefix of a tree has no type of its own.
+    everywhere: Any = NamedSharding(mesh, PartitionSpec())
+    mine: dict[str, Any] = {n: where[n] for n in where if n in trainable}
     # What no step changes has no moments to split, and need not be gathered again each time.
     between = blueprint.shardings(mesh, rules.BETWEEN)
-    rest = {n: between[n] for n in where if n not in trainable}
+    rest: dict[str, Any] = {n: between[n] for n in where if n not in trainable}
     shapes = {n: jax.ShapeDtypeStruct(sizes[n], jnp.float32) for n in mine}
 
     def moment(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
