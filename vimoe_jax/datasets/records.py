@@ -1,4 +1,4 @@
-"""The one schema behind every dataset: a picture and what is asked of it."""
+"""The one schema behind every dataset: pictures and what is asked about them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TASKS = ("caption", "vqa", "ocr_vqa")
 
 @dataclasses.dataclass(frozen=True)
 class QA:
-    """One question about a picture, or the request for a caption.
+    """One question, or the request for a caption.
 
     Attributes:
       id: unique within the dataset's split.
@@ -32,16 +32,16 @@ class QA:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One picture with everything asked of it.
+    """One picture, or several, or none, with everything asked about it.
 
     Attributes:
       id: unique within the dataset's split; also what messages call the record.
-      image: encoded bytes (PNG, JPEG, WebP, …). Sources that read files do so on access.
-      qa: at least one.
+      pictures: encoded bytes of each (PNG, JPEG, WebP, …). Sources that read files do so on access.
+      qa: at least one; each question sees all of the pictures.
     """
 
     id: str
-    image: bytes
+    pictures: tuple[bytes, ...]
     qa: tuple[QA, ...]
 
 

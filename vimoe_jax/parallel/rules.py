@@ -41,14 +41,14 @@ KEPT = ("fsdp", "expert", "data")
 BETWEEN = ("fsdp",)
 WHOLE = ()
 
-AnyMesh = Mesh | AbstractMesh  # of devices, or of sizes alone: for shapes, and nothing is run
 Axes = tuple[str | None, ...]  # logical, of each dimension
 MeshAxes = tuple[str, ...]
-_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+AnyMesh = Mesh | AbstractMesh  # the latter for shapes alone
+_mesh: contextvars.ContextVar[AnyMesh | None] = contextvars.ContextVar("mesh", default=None)
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh | None) -> Iterator[None]:
+def use_mesh(mesh: AnyMesh | None) -> Iterator[None]:
     """Within this context (while tracing), `constrain` refers to this mesh."""
     token = _mesh.set(mesh)
     try:
@@ -57,7 +57,7 @@ def use_mesh(mesh: Mesh | None) -> Iterator[None]:
         _mesh.reset(token)
 
 
-def active_mesh() -> Mesh | None:
+def active_mesh() -> AnyMesh | None:
     """The mesh of `use_mesh`, if it has more than one device."""
     mesh = _mesh.get()
     return None if mesh is None or mesh.size == 1 else mesh

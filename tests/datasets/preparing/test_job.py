@@ -110,7 +110,7 @@ def test_changed_files_are_prepared_anew(choice, source, capsys):
     job.prepare(choice)
     assert "checking pictures: 1/1" in capsys.readouterr().err
     picture = next((source / "images").glob("*000011.jpg")).read_bytes()
-    assert prepared.open_split(choice.data_dir, "vivqa", "train")[0].image == picture
+    assert prepared.open_split(choice.data_dir, "vivqa", "train")[0].pictures[0] == picture
     folders.picture(source / "images" / f"COCO_train2014_{99:012}.jpg", 99)
     folders.table(source / "train.csv", folders.TRAIN)
     job.prepare(choice)
@@ -305,4 +305,4 @@ def test_real_photographs_of_vivqa(real_data, tmp_path, capsys):
     assert "left out, missing image: 119" in capsys.readouterr().out
     record = prepared.open_split(choice.data_dir, "vivqa", "train")[0]
     files = [p.read_bytes() for p in (real_data / "images" / "coco").glob("*.jpg")]
-    assert record.image in files
+    assert record.pictures[0] in files

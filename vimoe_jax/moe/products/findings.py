@@ -11,12 +11,13 @@ from typing import Any, TypeVar
 
 import jax
 
+from vimoe_jax.base.host import cache_folder
+
 
 def path(kind: str) -> Path:
     """The file of a kind for this device, in `$VIMOE_CACHE` or `~/.cache/vimoe_jax`."""
-    base = os.environ.get("VIMOE_CACHE") or Path.home() / ".cache" / "vimoe_jax"
     device = jax.devices()[0].device_kind.lower().replace(" ", "-").replace("/", "-")
-    return Path(base) / f"{kind}-{device}.json"
+    return cache_folder() / f"{kind}-{device}.json"
 
 
 def read(file: Path) -> dict[str, Any]:
