@@ -295,7 +295,7 @@ def _builder_class(name: str) -> Any:
         from vimoe_jax.datasets.viscenes.builder import ViScenes
 
         return ViScenes
-    from vimoe_jax.datasets import get
     from vimoe_jax.datasets.preparing.builder import BUILDERS
+    from vimoe_jax.datasets.published import get
 
     return BUILDERS[get(name).name]

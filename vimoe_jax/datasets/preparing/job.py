@@ -12,11 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vimoe_jax import datasets
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.base.files import json_text, write_bytes
 from vimoe_jax.base.progress import Ticker
-from vimoe_jax.datasets import prepared
+from vimoe_jax.datasets import prepared, published
 from vimoe_jax.datasets.preparing import builder, report, sifting
 from vimoe_jax.datasets.preparing.files import Files
 from vimoe_jax.datasets.preparing.pictures import Checker
@@ -92,7 +91,7 @@ def prepare(
 
 
 def _sift(choice: Choice, files: Files) -> sifting.Sifted:
-    dataset = datasets.get(choice.dataset)
+    dataset = published.get(choice.dataset)
     annotations = sifting.read(dataset, files, choice.variant)
     find = check = None
     if not choice.annotations_only:
