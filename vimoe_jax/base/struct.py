@@ -8,7 +8,7 @@ annotations of the fields do not describe; only what code makes itself is checke
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, cast, dataclass_transform
 
 import jax
 
@@ -24,7 +24,7 @@ def field(*, pytree_node: bool = True, **kwargs: Any) -> Any:
 def dataclass(cls: type[T]) -> type[T]:
     """Makes a class a frozen dataclass and a pytree; `dataclasses.replace` changes fields."""
     cls = dataclasses.dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(cls)
+    fields = dataclasses.fields(cast(Any, cls))
     nodes = [f.name for f in fields if f.metadata.get("pytree_node", True)]
     static = [f.name for f in fields if f.name not in nodes]
     keys = [jax.tree_util.GetAttrKey(name) for name in nodes]

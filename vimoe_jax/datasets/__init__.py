@@ -59,8 +59,9 @@ def open(
     Raises:
       UserError: no such dataset, variant or split; not prepared; damaged; not importable.
     """
+    data_dir = os.fspath(data_dir)
     if OUTSIDE.fullmatch(name):
-        return _call_outside(name, split, os.fspath(data_dir))
+        return _call_outside(name, split, data_dir)
     if name == "viscenes":
         from vimoe_jax.datasets import viscenes
 
@@ -102,7 +103,7 @@ def splits(
     from vimoe_jax.datasets import prepared
 
     get(name)
-    return tuple(prepared.splits(data_dir, name, variant))
+    return tuple(prepared.splits(os.fspath(data_dir), name, variant))
 
 
 def _import_outside(name: str) -> Any:

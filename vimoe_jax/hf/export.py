@@ -74,6 +74,8 @@ def execute(options: Options) -> int:
         )
         step = checkpoints.best_step()
         checkpoints.close()
+    if step is None:
+        raise UserError(f"{run.workdir}: no checkpoint")
     export(run, params, out, dtype=options.dtype, step=step)
     print(f"step {step} -> {out}")
     if push:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -20,7 +21,8 @@ def keep_compiled() -> None:
     Nothing happens where JAX has a folder already (`JAX_COMPILATION_CACHE_DIR`), or where that
     variable is empty: who sets it decides. A folder that cannot be written costs nothing.
     """
-    if jax.config.jax_compilation_cache_dir or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    config: Any = jax.config  # JAX makes its options while it is imported
+    if config.jax_compilation_cache_dir or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / f"xla-{_machine()}"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:

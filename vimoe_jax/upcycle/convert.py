@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vimoe_jax.config.parts import PARTS
+from vimoe_jax.config.parts import PARTS, PartName
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.model.blueprint import Params
 from vimoe_jax.run.state import TrainState
 from vimoe_jax.train.program import Program
@@ -20,7 +24,7 @@ def plan(
     how: Upcycling,
     seed: int,
     params: Params,
-    batches: list[dict[str, np.ndarray]],
+    batches: list[Batch],
     mesh: Mesh,
 ) -> weights.Layouts:
     """The layout of every layer that becomes MoE; scores the units first if the method does.
@@ -33,7 +37,9 @@ def plan(
       batches: of training data.
       mesh: of `params`.
     """
-    chosen = [(part, layer) for part in PARTS for layer in migration.upcycled(part)]
+    chosen: list[tuple[PartName, int]] = [
+        (part, layer) for part in PARTS for layer in migration.upcycled(part)
+    ]
     scored: dict[str, np.ndarray] = {}
     if how.method == "importance":
         paths = {migration.mlp(*where)[0] for where in chosen}
@@ -85,15 +91,16 @@ def state(
             return weights.upcycle_moments(migration, dict(moment), layouts, program.mesh, like)
 
         opt_state = moments.carry(old.opt_state, shapes, move)
-        begun = begun.replace(step=old.step)
-    return begun.replace(params=mine, frozen=rest, opt_state=opt_state)
+        begun = dataclasses.replace(begun, step=old.step)
+    return dataclasses.replace(begun, params=mine, frozen=rest, opt_state=opt_state)
 
 
 def _begun(params: Params, program: Program) -> TrainState:
     """A state at step 0 without its parameters and optimizer."""
-    left_out = dict(params=None, frozen=None, opt_state=None)
+    left_out: dict[str, Any] = dict(params=None, frozen=None, opt_state=None)
 
     def create(params: Params) -> TrainState:
-        return program.state(params).replace(**left_out)
+        return dataclasses.replace(program.state(params), **left_out)
 
-    return jax.jit(create, out_shardings=program.shardings.replace(**left_out))(params)
+    where = dataclasses.replace(program.shardings, **left_out)
+    return jax.jit(create, out_shardings=where)(params)
