@@ -426,8 +426,8 @@ def test_an_error_half_way_leaves_nothing(tmp_path, tokenizer):
 
 def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path, tokenizer):
     run, params = make(tmp_path, tokenizer)
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial/model.safetensors").write_bytes(b"half")
+    (tmp_path / ".out.0123456789abcdef.tmp").mkdir()
+    (tmp_path / ".out.0123456789abcdef.tmp/model.safetensors").write_bytes(b"half")
     exported(run, params, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

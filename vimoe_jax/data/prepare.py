@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vimoe_jax import datasets
-from vimoe_jax.base import cli, values
+from vimoe_jax.base import cli, files, values
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.datasets.records import Source
 
@@ -128,10 +127,7 @@ def _report(
     if tokenizer:
         for split, source in sources.items():
             report["splits"][split]["tokens"] = _lengths(tokenizer)(source)
-    try:
-        out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"{out}: {e.strerror}") from None
+    files.write_json(out, report)
     for split, counted in report["splits"].items():
         print(f"{split or 'all'}: {counted['pictures']} pictures, {counted['questions']} questions")
         for name, tokens in counted.get("tokens", {}).items():

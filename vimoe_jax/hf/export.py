@@ -8,16 +8,13 @@ trust_remote_code=True; all else needs no code.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vimoe_jax.base import cli, values
+from vimoe_jax.base import cli, files, values
 from vimoe_jax.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,21 +107,22 @@ def export(
 
     c, tokenizer = run.config, run.tokenizer
     stock.check(c, run.blueprint)
-    with _whole(out) as folder:
+    _check_out(out)
+    with files.new_folder(out) as folder:
         config = stock.model_config(c, run.blueprint.vocab_size, tokenizer, dtype)
-        processor.write_json(folder / "config.json", config)
+        files.write_json(folder / "config.json", config)
         generation = {
             **stock.special_ids(tokenizer),
             "do_sample": False,
             "max_new_tokens": c.eval.max_new_tokens,
         }
-        processor.write_json(folder / "generation_config.json", generation)
+        files.write_json(folder / "generation_config.json", generation)
         processor.write(folder, c, tokenizer)
         if stock.needs_code(c.model):
             code = resources.files("vimoe_jax.hf.remote")
             for name in _CODE:
-                (folder / name).write_bytes((code / name).read_bytes())
-        (folder / "README.md").write_text(card.text(run, out.name, step, dtype), encoding="utf-8")
+                files.write_bytes(folder / name, (code / name).read_bytes())
+        files.write_text(folder / "README.md", card.text(run, out.name, step, dtype))
         _write_weights(folder, run, params, dtype, shard_bytes)
 
 
@@ -138,11 +136,11 @@ def _write_weights(
     by_name = {piece.hf: piece for piece in pieces(run.blueprint)}
     tensors = [safetensors_file.Tensor(p.hf, p.shape) for p in by_name.values()]
     code = safetensors_file.DTYPES[dtype]
-    files = safetensors_file.shards(tensors, code, shard_bytes)
+    shards = safetensors_file.shards(tensors, code, shard_bytes)
     value = _values(by_name, params)
-    for name, part in files.items():
+    for name, part in shards.items():
         safetensors_file.write(folder / name, part, code, value)
-    safetensors_file.write_index(folder, files, code)
+    safetensors_file.write_index(folder, shards, code)
 
 
 def _values(
@@ -167,23 +165,6 @@ def _check_out(out: Path) -> None:
     """Refuses a folder with something in it."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} exists; give a folder that does not")
-
-
-@contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` at the end and vanishes after an error.
-
-    What a killed process left is hidden beside `out`, and removed by the next export to it.
-    """
-    _check_out(out)
-    folder = out.absolute().parent / f".{out.name}.partial"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        os.replace(folder, out)  # also in place of an empty folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _uploader(repo: str) -> Callable[[Path], str]:

@@ -9,8 +9,6 @@ source too: the parts are taken that no other source has. A connector that nobod
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vimoe_jax import config as config_lib
-from vimoe_jax.base import cli, schema, values
+from vimoe_jax.base import cli, files, schema, values
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.base.schema import at_least
 from vimoe_jax.config import Config
@@ -99,20 +97,14 @@ def load(
     tokenizer = _tokenizer(sources, given)
     c = _config(given, tokenizer, overrides, image_size)
 
-    from vimoe_jax.base.files import write_json
     from vimoe_jax.hf import weights
 
-    temporary = workdir.absolute().with_name(f".{workdir.absolute().name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with files.new_folder(workdir) as folder:
         params = weights.read(c, given, dtype)
-        write_json(temporary / "config.json", schema.to_dict(c))
-        (temporary / "config.py").write_text(config_file(c, paths), encoding="utf-8")
-        tokenizer.save(temporary)
-        weights.save(params, temporary)
-        os.replace(temporary, workdir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        files.write_json(folder / "config.json", schema.to_dict(c))
+        files.write_text(folder / "config.py", config_file(c, paths))
+        tokenizer.save(folder)
+        weights.save(params, folder)
     for source in sources:
         for note in source.notes:
             print(f"note: {note}", file=sys.stderr)

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vimoe_jax.base import files
 from vimoe_jax.config import Config
 from vimoe_jax.config.mixture import parse
 from vimoe_jax.data import prompts
@@ -31,8 +32,8 @@ def write(folder: Path, c: Config, tokenizer: Tokenizer) -> None:
       UserError: a SentencePiece model that has no fast form.
     """
     roles = _write_tokenizer(folder, tokenizer)
-    write_json(folder / "preprocessor_config.json", _image_processor(c))
-    write_json(
+    files.write_json(folder / "preprocessor_config.json", _image_processor(c))
+    files.write_json(
         folder / "processor_config.json",
         {
             "processor_class": "LlavaProcessor",
@@ -50,12 +51,7 @@ def write(folder: Path, c: Config, tokenizer: Tokenizer) -> None:
     }
     write_json(folder / ASKING_FILE, asking)
     template = chat_template(c, roles["image"], None if is_stock(tokenizer) else roles["eos"])
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Readable JSON."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write_text(folder / "chat_template.jinja", template)
 
 
 def is_stock(tokenizer: Tokenizer) -> bool:
@@ -82,13 +78,14 @@ def _image_processor(c: Config) -> dict[str, Any]:
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, str]:
     """Writes `tokenizer.json` and its configuration; gives the token of each role that has one."""
     if isinstance(tokenizer, SentencePieceTokenizer):
-        fast_tokenizer.convert(tokenizer).save(str(folder / "tokenizer.json"))
+        text = fast_tokenizer.convert(tokenizer).to_str(pretty=True)
+        files.write_text(folder / "tokenizer.json", text)
         roles = {"pad": PAD, "eos": EOS, "unk": UNK, "bos": BOS, "image": IMAGE}
     else:
         tokenizer.save(folder)
         saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         roles = {k.removesuffix("_token"): token for k, token in saved.items() if token is not None}
-    write_json(
+    files.write_json(
         folder / "tokenizer_config.json",
         {
             # Which uses the file as it is; classes named after models rebuild parts of it.

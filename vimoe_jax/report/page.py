@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from vimoe_jax.base.errors import UserError
+from vimoe_jax.base import files
 from vimoe_jax.report import sections, tables
 from vimoe_jax.report import workdir as report_data
 from vimoe_jax.report.goodput import duration
@@ -40,15 +38,7 @@ def write_report(workdir: Path) -> Path:
     workdir = Path(workdir)
     page = render(report_data.load(workdir), workdir.resolve().name)
     path = workdir / "report.html"
-    temporary = workdir / f".report.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as e:
-        raise UserError(f"{path}: cannot write: {e.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    files.write_text(path, page)
     return path
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vimoe_jax.base import files
 from vimoe_jax.parallel import distributed
 
 
@@ -116,7 +116,5 @@ def _keep_until(path: Path, step: int) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError):
             continue
         kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(b"".join(kept))
-    os.replace(temporary, path)
+    files.write_bytes(path, b"".join(kept))
     return dropped

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vimoe_jax.base.errors import UserError
-from vimoe_jax.base.files import write_json
+from vimoe_jax.base.files import new_folder, write_json
 from vimoe_jax.config import Config
 from vimoe_jax.config.parts import PARTS, parts_of
 from vimoe_jax.data import pipeline
@@ -63,20 +62,12 @@ def upcycle(
             f"config.train.steps: {c.train.steps}, but {source} is at step {step}, from which "
             "training goes on (--fresh_optimizer starts at 0)"
         )
-    staging = workdir.absolute().with_name(f".{workdir.absolute().name}.upcycling")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        old.tokenizer.save(staging)
-        new = start_run(c, staging)
+    with new_folder(workdir) as folder:
+        old.tokenizer.save(folder)
+        new = start_run(c, folder)
         migration = Migration(old.blueprint, new.blueprint)
         report = _convert(old, new, migration, how, step, fresh)
-        write_json(staging / "upcycle.json", report)
-        if workdir.exists():
-            workdir.rmdir()
-        staging.rename(workdir)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        write_json(folder / "upcycle.json", report)
     return report
 
 

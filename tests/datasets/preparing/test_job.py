@@ -229,13 +229,13 @@ _HERE = "vimoe_jax.datasets"
 @pytest.mark.parametrize(
     "module, name, count, older",
     [
-        (f"{_HERE}.pictures", "check", 4, False),
-        (f"{_HERE}.builder", "Published._write_questions", 1, False),
-        (f"{_HERE}.builder", "_Unchanged.read", 5, False),
-        (f"{_HERE}.builder", "_Unchanged.read", 5, True),
+        (f"{_HERE}.preparing.pictures", "check", 4, False),
+        (f"{_HERE}.preparing.builder", "Published._write_questions", 1, False),
+        (f"{_HERE}.preparing.builder", "_Unchanged.read", 5, False),
+        (f"{_HERE}.preparing.builder", "_Unchanged.read", 5, True),
         (f"{_HERE}.prepared", "_publish", 0, False),
         ("os", "rename", 2, True),  # between the old dataset's going and the new one's coming
-        (f"{_HERE}.preparing", "_facts", 0, True),
+        (f"{_HERE}.preparing.job", "_facts", 0, True),
         ("os", "replace", 1, False),
     ],
 )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.text.tokenizers import huggingface, sentencepiece
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to ids and back; ids are in [0, vocab_size)."""
 

@@ -8,12 +8,11 @@ The report lies beside the model, as NAME.report.json.
 from __future__ import annotations
 
 import dataclasses
-import json
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from vimoe_jax.base import cli, values
+from vimoe_jax.base import cli, files, values
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.base.schema import at_least
 from vimoe_jax.text.normalize import normalize
@@ -80,21 +79,21 @@ class Options(cli.Options):
 
 def execute(options: Options) -> int:
     """Trains, saves, and reports fertility on each input."""
-    files = {path: _read_lines(path) for path in options.input}
-    texts = [line for lines in files.values() for line in lines]
+    read = {path: _read_lines(path) for path in options.input}
+    texts = [line for lines in read.values() for line in lines]
     tokenizer = train_sentencepiece(texts, options.vocab_size)
     out = options.out
     report_file = out.with_name(f"{out.stem}.report.json")
     if not out.name or out == report_file:
         raise UserError(f"--out: not a name for a model: {str(out)!r}")
     tokenizer.save(out)
-    report = {str(path): fertility(tokenizer, lines) for path, lines in files.items()}
+    report = {str(path): fertility(tokenizer, lines) for path, lines in read.items()}
     for path, numbers in report.items():
         print(
             f"{numbers['tokens_per_syllable']:.3f} tokens a syllable, "
             f"{numbers['characters_per_token']:.2f} characters a token · {path}"
         )
-    report_file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    files.write_json(report_file, report)
     print(f"{tokenizer.vocab_size} pieces -> {out}, {report_file}")
     return 0
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vimoe_jax.base.errors import UserError
-from vimoe_jax.base.files import read_object
+from vimoe_jax.base.files import json_text, read_object, replacing
 from vimoe_jax.text.normalize import normalize
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -115,23 +112,11 @@ class HFTokenizer:
         if not path.is_dir() and path.name != FILE:
             raise UserError(f"{path}: must be a folder, or be called {FILE}")
         config = {f"{name}_token": token for name, token in self._roles.items()}
-        texts = {
-            CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n",
-            FILE: self._model.to_str(),
-        }
-        # The tokenizer comes last: with it, everything is there.
-        temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
-        try:
-            for name, text in texts.items():
-                temporary[name].write_text(text, encoding="utf-8")
-            for name in texts:
-                temporary[name].replace(folder / name)
-        except OSError as e:
-            raise UserError(f"{folder / FILE}: cannot write: {e.strerror}") from None
-        finally:
-            for file in temporary.values():
-                with contextlib.suppress(OSError):
-                    file.unlink()
+        # The inner one takes its place first: with the tokenizer, everything is there.
+        with replacing(folder / FILE) as definition, replacing(folder / CONFIG) as beside:
+            definition.write(self._model.to_str())
+            definition.flush()  # a full disk shows before either is in its place
+            beside.write(json_text(config))
 
     def encode(self, text: str) -> list[int]:
         """Ids of the normalised text, nothing added."""
