@@ -151,7 +151,7 @@ def check_name(cls: type, name: str) -> None:
     group: Any = cls
     done = ""
     for word in name.split("."):
-        if not dataclasses.is_dataclass(group):
+        if not (isinstance(group, type) and dataclasses.is_dataclass(group)):
             if typing.get_origin(group) is dict:
                 return
             raise UserError(f"--config.{name}: {done[:-1]} has no fields of its own")
