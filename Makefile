@@ -27,6 +27,7 @@ cover: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.spine

@@ -86,6 +86,8 @@ def _run(config, workdir: Path, command: str, options: Options) -> bool:
 def _train(config, workdir: Path, command: str, interrupt) -> bool:
     import jax
 
+    from vimoe_jax.base.files import write_text
+    from vimoe_jax.run import overview
     from vimoe_jax.run.workdir import device_name, start_run
     from vimoe_jax.scores import captions
     from vimoe_jax.train.loop import Trainer
@@ -96,6 +98,9 @@ def _train(config, workdir: Path, command: str, interrupt) -> bool:
     run = start_run(config, workdir)
     sizes = run.blueprint.num_parameters(), run.blueprint.num_active_parameters()
     _say(f"{workdir}: {sizes[0]:,} parameters, {sizes[1]:,} active, on {device_name()}")
+    if distributed.is_lead() and (table := overview.parameter_table(run.blueprint)):
+        write_text(workdir / overview.FILE, table + "\n")
+        _say(table)
     trainer = Trainer(run, interrupt)
     finished = trainer.train() and _evaluate(run, trainer, interrupt)
     trainer.checkpoints.close()

@@ -4,21 +4,28 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.train.test_loop_numbers import layers, step
 from vimoe_jax.base import metrics
+from vimoe_jax.config.mixture import Component
+from vimoe_jax.config.parts import PARTS
 from vimoe_jax.data.batch import Batch
-from vimoe_jax.datasets.records import QA
+from vimoe_jax.data.mixture import Mixture
+from vimoe_jax.datasets.records import QA, Record
+from vimoe_jax.model.loss import TokenLoss
+from vimoe_jax.model.tokens import NUM_KINDS
 from vimoe_jax.moe.options import MoEOptions
+from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.report import meanings, page
+from vimoe_jax.run.state import Health
 from vimoe_jax.scores import captions, vqa
 from vimoe_jax.scores.predictions import Prediction
 from vimoe_jax.train import numbers
 from vimoe_jax.train.meter import KINDS, Meter
+from vimoe_jax.train.step import StepMetrics
 
 FIXTURE = Path(__file__).parent.parent / "fixtures/workdir/run/metrics.jsonl"
 
@@ -50,17 +57,38 @@ def scores():
     return vqa.score(rows) | captions.score(rows) | vqa.floors(train, rows)
 
 
+def step(parts):
+    """A step's metrics: each part has two MoE layers, all kinds of token, every loss."""
+    one, ones = jnp.ones(()), jnp.ones(2)
+    names = [n for n in MoEOptions.__dataclass_fields__ if n.endswith("_weight")]
+    report = MoEStats(
+        losses={n.removesuffix("_weight"): ones for n in names},
+        routed=jnp.ones((2, NUM_KINDS, 4)),
+        kept=jnp.ones((2, NUM_KINDS, 4)),
+        tokens=jnp.ones((2, NUM_KINDS)),
+        unserved=jnp.ones((2, NUM_KINDS)),
+        entropy=ones,
+    )
+    tokens = TokenLoss(*([one] * len(TokenLoss.__dataclass_fields__)))
+    return StepMetrics(
+        tokens=tokens,
+        text_tokens=one,
+        aux_loss=one,
+        grad_norm=one,
+        learning_rate=one,
+        moe=dict.fromkeys(parts, report),
+        health=Health.create(),
+    )
+
+
 def logged():
-    """What training may log: of experts in every part and by every loss, and of a mixture."""
-    moe = layers(((80, 40, 20), (80, 20, 15)), ((160, 10, 20), (40, 5, 5)))
-    weights = [n for n in MoEOptions.__dataclass_fields__ if n.endswith("_weight")]
-    one = np.ones(2, np.float32)
-    moe = moe.replace(losses={n.removesuffix("_weight"): one for n in weights})
-    yield from numbers.of_step(step({part: moe for part in ("vision", "connector", "decoder")}))
-    shares = SimpleNamespace(components=(1, 2), shares=lambda records: {"vivqa": 1, "jsonl:a/b": 1})
-    meter = Meter(shares, {})
+    """What training may log: of experts in every part, and of a mixture."""
+    yield from numbers.of_step(step(PARTS))
+    records = [Record("0", (), ())]
+    components = Component("vivqa"), Component("viscenes", "tiny")
+    meter = Meter(Mixture(components, (records, records)), {})
     segments = np.ones((2, 3), np.int32)
-    record, skipped = np.zeros(2, np.int32), np.zeros(2, bool)
+    record, skipped = np.arange(2, dtype=np.int32), np.zeros(2, bool)
     meter.count(Batch(None, segments, None, None, segments, None, record, skipped))
     yield from meter.rates()
 
@@ -76,7 +104,7 @@ def test_every_score_is_known():
 def test_every_number_that_training_logs_is_known():
     names = list(logged())
     for some in ("train/moe/connector/z_loss", "train/moe/vision/drop_fraction_by_layer",
-                 "train/share/jsonl:a/b", "time/redone", "train/goodput"):  # fmt: skip
+                 "train/share/viscenes_tiny", "time/redone", "train/goodput"):  # fmt: skip
         assert some in names
     assert [n for n in names if metrics.find(n) is None] == []
     assert {n.removeprefix("time/") for n in names if n.startswith("time/")} == set(KINDS)

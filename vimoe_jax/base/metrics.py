@@ -91,11 +91,11 @@ def find(name: str) -> Metric | None:
     """
     if name in _defined:
         return _defined[name]
-    fitting = [(m._literal, m) for m in _defined.values() if m._pattern.fullmatch(name)]
-    if not fitting:
+    fits = [(m, f) for m in _defined.values() if (f := m._pattern.fullmatch(name))]
+    if not fits:
         return None
-    _, metric = max(fitting, key=lambda pair: pair[0])
-    found = metric._pattern.fullmatch(name).groupdict()
+    metric, match = max(fits, key=lambda fit: fit[0]._literal)
+    found = match.groupdict()
 
     def fill(text: str) -> str:
         return re.sub(r"\{(\w+)\}", lambda m: found[m[1]], text)
@@ -119,7 +119,12 @@ define(
     "Token accuracy",
     "Answer tokens that were the likeliest, the right ones before them given.",
 )
-_lower("train/aux_loss", "Auxiliary loss", "Weighted balancing losses of all MoE layers.", unit="")
+_lower(
+    "train/aux_loss",
+    "Auxiliary loss",
+    "Weighted losses of all MoE layers, and the distance from a parent where there is one.",
+    unit="",
+)
 _neither("train/learning_rate", "Learning rate", "Of the parts at the peak rate.", unit="")
 _neither("train/grad_norm", "Gradient norm", "Global norm before clipping.", unit="")
 _lower(

@@ -173,7 +173,7 @@ def apply_override(config: Any, name: str, text: str) -> None:
             raise UserError(f"--config.{name}: no field {done}{group}{_nearest(group, node)}")
         node = node[group]
         done += f"{group}."
-        if not isinstance(node, Mapping) and not hasattr(node, "keys"):
+        if not hasattr(node, "keys"):
             raise UserError(f"--config.{name}: {done[:-1]} has no fields of its own")
     if leaf not in node:
         raise UserError(f"--config.{name}: no field {done}{leaf}{_nearest(leaf, node)}")

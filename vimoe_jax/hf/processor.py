@@ -19,7 +19,7 @@ from vimoe_jax.hf import fast_tokenizer
 from vimoe_jax.hf.fast_tokenizer import invisible_characters
 from vimoe_jax.text.tokenizers import Tokenizer
 from vimoe_jax.text.tokenizers.huggingface import IMAGE, HFTokenizer
-from vimoe_jax.text.tokenizers.sentencepiece import BOS, EOS, PAD, UNK
+from vimoe_jax.text.tokenizers.sentencepiece import BOS, EOS, PAD, UNK, SentencePieceTokenizer
 
 # Beside a stock model's files, for `vimoe_jax.load`: how the model was asked in training.
 ASKING_FILE = "vimoe.json"
@@ -75,23 +75,23 @@ def _image_processor(c: Config) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, str | None]:
-    """Writes `tokenizer.json` and its configuration; gives the token of each role."""
-    if is_stock(tokenizer):
-        tokenizer.save(folder)
-        saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        roles = {name.removesuffix("_token"): token for name, token in saved.items()}
-    else:
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, str]:
+    """Writes `tokenizer.json` and its configuration; gives the token of each role that has one."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
         text = fast_tokenizer.convert(tokenizer).to_str(pretty=True)
         files.write_text(folder / "tokenizer.json", text)
         roles = {"pad": PAD, "eos": EOS, "unk": UNK, "bos": BOS, "image": IMAGE}
+    else:
+        tokenizer.save(folder)
+        saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        roles = {k.removesuffix("_token"): token for k, token in saved.items() if token is not None}
     files.write_json(
         folder / "tokenizer_config.json",
         {
             # Which uses the file as it is; classes named after models rebuild parts of it.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "processor_class": "LlavaProcessor",
-            **{f"{name}_token": token for name, token in roles.items() if token is not None},
+            **{f"{name}_token": token for name, token in roles.items()},
             "extra_special_tokens": {"image_token": roles["image"]},
             "model_input_names": ["input_ids", "attention_mask"],
             "padding_side": "left",  # so that new tokens follow their prompts

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import importlib
 import itertools
 import json
 import os
@@ -246,7 +247,7 @@ def _losses_told() -> Iterator[None]:
     `initialize` has no argument for it; and some versions cannot hand the status over to Python, so
     that the call ends in `std::terminate`, whose handler is then the place to speak.
     """
-    from jax._src.lib import _jax
+    _jax = importlib.import_module("jaxlib._jax")  # compiled, without types
 
     make = _jax.get_distributed_runtime_client
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vimoe_jax.base import files
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.datasets.viscenes.covers import font_file
 from vimoe_jax.report import workdir as report_data
 from vimoe_jax.scores import vqa
 from vimoe_jax.scores.predictions import Prediction
@@ -60,9 +60,7 @@ def _open(path: Path) -> Image.Image | None:
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which has every Vietnamese letter, from matplotlib's own files."""
-    spec = importlib.util.find_spec("matplotlib")
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    file = Path(spec.origin).parent / "mpl-data/fonts/ttf" / name
+    file = font_file("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
     return ImageFont.truetype(str(file), size, layout_engine=ImageFont.Layout.BASIC)
 
 

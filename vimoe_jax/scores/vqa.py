@@ -178,7 +178,7 @@ def score(predictions: Sequence[Prediction], profile: Profile = PLAIN) -> dict[s
     """
     rows = scorable(predictions)
     left_out = placeholders(predictions)
-    unscored = {"vqa/placeholders": left_out} if left_out else {}
+    unscored: dict[str, float] = {"vqa/placeholders": left_out} if left_out else {}
     if not rows:
         return unscored
     scores = {

@@ -165,9 +165,12 @@ def _step(source: Path, c: Config, step: int | None) -> int:
 def _restore(run: Run, shapes: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
     checkpoints = Checkpoints(run.workdir / "checkpoints", run.config.checkpoint, read_only=True)
     try:
-        return checkpoints.restore(shapes, step)
+        found = checkpoints.restore(shapes, step)
     finally:
         checkpoints.close()
+    if found is None:
+        raise UserError(f"--step: {checkpoints.directory} has no checkpoint {step} any more")
+    return found
 
 
 def _position(old: Config, new: Config, data: dict[str, Any]) -> dict[str, int]:

@@ -35,7 +35,7 @@ def fertility(tokenizer: Tokenizer, lines: Iterable[str]) -> dict[str, float]:
         syllables += len(line.split())
         characters += len(line)
         tokens += len(ids)
-        unknown += ids.count(tokenizer.unk_id)
+        unknown += sum(i == tokenizer.unk_id for i in ids)
         single += sum(i in tokenizer.byte_ids for i in ids)
         decomposed += len(tokenizer.encode_raw(unicodedata.normalize("NFD", line)))
 

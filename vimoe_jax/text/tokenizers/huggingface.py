@@ -50,9 +50,11 @@ class HFTokenizer:
         self._roles["pad"] = self._roles["pad"] or self._roles["eos"]
         self._roles["image"] = self._roles["image"] or IMAGE
         self._model.add_special_tokens([self._roles["image"]])
-        ids = {name: self._id(name, token) for name, token in self._roles.items()}
+        ids = {
+            name: self._id(name, token) for name, token in self._roles.items() if token is not None
+        }
         self.pad_id, self.eos_id, self.image_id = ids["pad"], ids["eos"], ids["image"]
-        self.unk_id, self.bos_id = ids["unk"], ids["bos"]
+        self.unk_id, self.bos_id = ids.get("unk"), ids.get("bos")
         vocabulary = self._model.get_vocab()
         # The library numbers what it adds by how many there are, whatever their ids.
         if len(set(vocabulary.values())) < len(vocabulary):
@@ -62,9 +64,7 @@ class HFTokenizer:
         added = self._model.get_added_tokens_decoder()
         self._dropped = {i for i, token in added.items() if token.special} | set(ids.values())
 
-    def _id(self, name: str, token: str | None) -> int | None:
-        if token is None:
-            return None
+    def _id(self, name: str, token: str) -> int:
         number = self._model.token_to_id(token)
         if number is None:
             raise ValueError(f"{name}_token {token!r} is not in its vocabulary")
