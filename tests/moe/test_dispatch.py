@@ -1,5 +1,6 @@
 """The dispatchers agree in value and in every gradient."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -193,7 +194,7 @@ def test_gradients_against_finite_differences(name):
 
     @jax.jit
     def f(x, weight, out_weight):
-        d = dispatch.create(name, a.replace(weight=weight), 3, 2)
+        d = dispatch.create(name, dataclasses.replace(a, weight=weight), 3, 2)
         return d.from_experts(jnp.tanh(d.to_experts(x)) * out_weight[None, :, None])
 
     check_grads(f, (x, a.weight, jnp.ones((3, D))), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)

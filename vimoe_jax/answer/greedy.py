@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
+from vimoe_jax.base import struct
 from vimoe_jax.data.batch import Prompts
 from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.model.tokens import Places, TokenKind

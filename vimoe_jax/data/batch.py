@@ -59,6 +59,44 @@ class Batch(NamedTuple):
         return (self.segments != 0) & (self.tokens != PICTURE)
 
     @classmethod
+    def picture_first(
+        cls,
+        picture: np.ndarray,
+        patches: int,
+        *,
+        tokens: np.ndarray,
+        targets: np.ndarray,
+        weights: np.ndarray,
+        segments: np.ndarray,
+        positions: np.ndarray,
+    ) -> Batch:
+        """Rows of one picture, and behind its P places the text.
+
+        Args:
+          picture: (B, H, W, 3) uint8.
+          patches: P.
+          tokens: (B, T), as `targets`, `weights`, `segments`; without the picture.
+          targets: (B, T).
+          weights: (B, T).
+          segments: (B, T), 0 for padding.
+          positions: (B, T), from 0 in each segment.
+        """
+
+        def behind(text: np.ndarray, value: int) -> np.ndarray:
+            front = np.full((len(text), patches), value, text.dtype)
+            return np.concatenate([front, text], 1)
+
+        places = np.broadcast_to(np.arange(patches, dtype=np.int32), (len(tokens), patches))
+        return cls(
+            pictures=picture[:, None],
+            tokens=behind(tokens, PICTURE),
+            targets=behind(targets, 0),
+            weights=behind(weights, 0),
+            segments=behind(segments, SHARED),
+            positions=np.concatenate([places, patches + positions], 1).astype(np.int32),
+        )
+
+    @classmethod
     def shapes(
         cls, *, rows: int, image_size: int, patches: int, text_length: int, max_pictures: int
     ) -> Batch:

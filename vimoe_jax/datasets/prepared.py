@@ -278,8 +278,8 @@ def _questions(qa: dict[str, Any]) -> Iterator[QA]:
 
 
 def _question(row: dict[str, Any]) -> QA:
-    texts = (row[name] for name in ("id", "task", "question"))
-    return QA(*texts, tuple(row["answers"]), row["type"], tuple(row["explanations"]))
+    name, task, question = (row[key] for key in ("id", "task", "question"))
+    return QA(name, task, question, tuple(row["answers"]), row["type"], tuple(row["explanations"]))
 
 
 def _text(value: Any) -> str:

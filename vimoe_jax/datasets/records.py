@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 TASKS = ("caption", "vqa", "ocr_vqa")
 
@@ -45,6 +45,7 @@ class Record:
     qa: tuple[QA, ...]
 
 
+@runtime_checkable
 class Source(Protocol):
     """A random-access sequence of records; picklable, so that Grain's workers can hold one."""
 

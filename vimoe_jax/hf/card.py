@@ -144,7 +144,9 @@ def _row(part: Part) -> str:
 def _limits(run: Run, dtype: str) -> Iterator[str]:
     c = run.config
     moes = [part.moe for part in parts_of(c.model).values() if part.has_experts]
-    yield "One picture and one question: nothing else was trained."
+    most = c.data.max_pictures
+    pictures = {0: "No picture", 1: "One picture"}.get(most, f"At most {most} pictures")
+    yield f"{pictures} and one question: nothing else was trained."
     if any(m.factor(train=True) != float("inf") for m in moes):
         yield (
             "Experts here take every token that is sent to them; in training they had the capacity "

@@ -13,7 +13,7 @@ import math
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from vimoe_jax import config as config_lib
 from vimoe_jax.config.parts import Part, PartName, part_name, parts_of
@@ -23,6 +23,7 @@ from vimoe_jax.moe.block import rebalanced
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel import rules
 from vimoe_jax.parallel.parameters import Buffer
+from vimoe_jax.parallel.rules import AnyMesh
 
 Params = dict[str, jax.Array]
 
@@ -45,7 +46,7 @@ class Blueprint:
     def _variables(self) -> dict[str, nnx.Variable]:
         return {".".join(map(str, path)): v for path, v in nnx.to_flat_state(self.template)}
 
-    def init(self, key: jax.Array, mesh: Mesh | None = None) -> Params:
+    def init(self, key: jax.Array, mesh: AnyMesh | None = None) -> Params:
         """Random parameters, born sharded if a mesh is given; the same whatever the mesh."""
 
         def flat(key: jax.Array) -> Params:
@@ -91,7 +92,7 @@ class Blueprint:
         """Shape of every parameter."""
         return {name: v.shape for name, v in self._variables().items()}
 
-    def abstract(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    def abstract(self, mesh: AnyMesh) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape, dtype and sharding of every parameter on a mesh."""
         where = self.shardings(mesh)
         return {
@@ -99,12 +100,14 @@ class Blueprint:
             for name, v in self._variables().items()
         }
 
-    def shardings(self, mesh: Mesh, over: rules.MeshAxes = rules.KEPT) -> dict[str, NamedSharding]:
+    def shardings(
+        self, mesh: AnyMesh, over: rules.MeshAxes = rules.KEPT
+    ) -> dict[str, NamedSharding]:
         """Sharding of every parameter on a mesh; `over` as in `rules.spec`."""
         axes = self.axes()
         return {n: rules.sharding(axes[n], s, mesh, over) for n, s in self.shapes().items()}
 
-    def held(self, mesh: Mesh, over: rules.MeshAxes = rules.KEPT) -> int:
+    def held(self, mesh: AnyMesh, over: rules.MeshAxes = rules.KEPT) -> int:
         """How many parameters a device holds; `over` as in `rules.spec`."""
         where, shapes = self.shardings(mesh, over), self.shapes()
         return sum(math.prod(where[name].shard_shape(shape)) for name, shape in shapes.items())

@@ -6,9 +6,9 @@ import enum
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from vimoe_jax.base import struct
 from vimoe_jax.data.batch import PICTURE, SHARED
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vimoe_jax import config as config_lib
+from vimoe_jax.base import struct
 from vimoe_jax.config.parts import PartName
 from vimoe_jax.data.batch import Batch
 from vimoe_jax.model import tokens as tokens_lib

@@ -17,11 +17,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from vimoe_jax.base import struct
 from vimoe_jax.moe import exchange
 from vimoe_jax.moe.experts import Experts
 from vimoe_jax.moe.products import segments

@@ -8,15 +8,14 @@ import time
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from vimoe_jax.config import Config
 from vimoe_jax.data.batch import Batch
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel import rules
+from vimoe_jax.parallel.rules import AnyMesh
 from vimoe_jax.train.program import Program
-
-AnyMesh = Mesh | AbstractMesh
 
 
 class OutOfMemory(Exception):

@@ -16,9 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from vimoe_jax.base import struct
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.data.batch import Batch
 from vimoe_jax.model.blueprint import Blueprint, Params

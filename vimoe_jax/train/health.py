@@ -21,6 +21,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.files import replacing
 from vimoe_jax.config.train import Train
 from vimoe_jax.data.batch import Batch
 from vimoe_jax.run.state import WINDOW, Health
@@ -90,7 +91,7 @@ def dump(path: Path, batch: Batch, ids: list[str], step: int, seed: int) -> None
       seed: of the run; batches and, with the step, random keys follow from it.
     """
     facts = {"step": np.int64(step), "seed": np.int64(seed), "record_id": np.array(ids, np.str_)}
-    with open(path, "wb") as f:
+    with replacing(path, "wb") as f:
         np.savez(f, allow_pickle=False, **batch._asdict(), **facts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from vimoe_jax.base import struct
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import Config
 from vimoe_jax.data.batch import Batch
@@ -102,8 +103,9 @@ def make_train_step(
             new = health.keep_if(
                 bad,
                 state,
-                state.replace(params=params, frozen=frozen, opt_state=opt_state),
-            ).replace(step=state.step + 1, health=healthy)
+                dataclasses.replace(state, params=params, frozen=frozen, opt_state=opt_state),
+            )
+            new = dataclasses.replace(new, step=state.step + 1, health=healthy)
         metrics = StepMetrics(
             tokens=tokens,
             text_tokens=batch.text().sum().astype(jnp.float32),
@@ -153,6 +155,8 @@ def _mean_losses(reports: Reports, accumulate: int) -> Reports:
     """Divides reported losses, so that microbatches sum to their mean; counts add up as is."""
 
     def divide(report: MoEStats) -> MoEStats:
-        return report.replace(losses={n: v / accumulate for n, v in report.losses.items()})
+        return dataclasses.replace(
+            report, losses={n: v / accumulate for n, v in report.losses.items()}
+        )
 
     return {part: divide(report) for part, report in reports.items()}

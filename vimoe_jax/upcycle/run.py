@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vimoe_jax.base.errors import UserError
-from vimoe_jax.base.files import write_json
+from vimoe_jax.base.files import new_folder, write_json
 from vimoe_jax.config import Config
 from vimoe_jax.config.parts import PARTS, parts_of
 from vimoe_jax.data import pipeline
@@ -63,20 +62,12 @@ def upcycle(
             f"config.train.steps: {c.train.steps}, but {source} is at step {step}, from which "
             "training goes on (--fresh_optimizer starts at 0)"
         )
-    staging = workdir.absolute().with_name(f".{workdir.absolute().name}.upcycling")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        old.tokenizer.save(staging)
-        new = start_run(c, staging)
+    with new_folder(workdir) as folder:
+        old.tokenizer.save(folder)
+        new = start_run(c, folder)
         migration = Migration(old.blueprint, new.blueprint)
         report = _convert(old, new, migration, how, step, fresh)
-        write_json(staging / "upcycle.json", report)
-        if workdir.exists():
-            workdir.rmdir()
-        staging.rename(workdir)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        write_json(folder / "upcycle.json", report)
     return report
 
 
@@ -97,7 +88,9 @@ def _convert(
         moments.check(program.abstract().opt_state, "config.optim")
     state, data = _restore(old, shapes, step)
     params = state.all_params()
-    state = state.replace(params={}, frozen={})  # arrays are let go as they are used up
+    state = dataclasses.replace(
+        state, params={}, frozen={}
+    )  # arrays are let go as they are used up
 
     count = max(1, -(-how.samples // new.config.train.batch_size))
     batches = fixed_batches(new, new.train_source, count if how.method == "importance" else 1)
@@ -172,9 +165,12 @@ def _step(source: Path, c: Config, step: int | None) -> int:
 def _restore(run: Run, shapes: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
     checkpoints = Checkpoints(run.workdir / "checkpoints", run.config.checkpoint, read_only=True)
     try:
-        return checkpoints.restore(shapes, step)
+        found = checkpoints.restore(shapes, step)
     finally:
         checkpoints.close()
+    if found is None:
+        raise UserError(f"--step: {checkpoints.directory} has no checkpoint {step} any more")
+    return found
 
 
 def _position(old: Config, new: Config, data: dict[str, Any]) -> dict[str, int]:
