@@ -148,13 +148,14 @@ def check_name(cls: type, name: str) -> None:
     Raises:
       UserError: it is none; the message names the nearest.
     """
-    group, done = cls, ""
+    group: Any = cls
+    done = ""
     for word in name.split("."):
         if not dataclasses.is_dataclass(group):
             if typing.get_origin(group) is dict:
                 return
             raise UserError(f"--config.{name}: {done[:-1]} has no fields of its own")
-        hints = _hints(group)
+        hints = _hints(typing.cast(type, group))
         if word not in hints:
             raise UserError(f"--config.{name}: no field {done}{word}{_nearest(word, hints)}")
         group = hints[word]

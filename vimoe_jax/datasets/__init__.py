@@ -61,6 +61,7 @@ def open(
     """
     if OUTSIDE.fullmatch(name):
         return _call_outside(name, split, os.fspath(data_dir))
+    data_dir = os.fspath(data_dir)
     if name == "viscenes":
         from vimoe_jax.datasets import viscenes
 
@@ -102,7 +103,7 @@ def splits(
     from vimoe_jax.datasets import prepared
 
     get(name)
-    return tuple(prepared.splits(data_dir, name, variant))
+    return tuple(prepared.splits(os.fspath(data_dir), name, variant))
 
 
 def _import_outside(name: str) -> Any:

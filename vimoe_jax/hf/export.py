@@ -59,18 +59,14 @@ def execute(options: Options) -> int:
     push = None if options.push is None else _uploader(options.push)
 
     from vimoe_jax.hf import stock
-    from vimoe_jax.run.checkpoint import Checkpoints, load_params
+    from vimoe_jax.run.checkpoint import best_step, load_params
     from vimoe_jax.run.workdir import reopen
 
     run = reopen(options.workdir, [], one_device=True)
     stock.check(run.config, run.blueprint)
     params = load_params(run, step, options.dtype)
     if step is None:
-        checkpoints = Checkpoints(
-            run.workdir / "checkpoints", run.config.checkpoint, read_only=True
-        )
-        step = checkpoints.best_step()
-        checkpoints.close()
+        step = best_step(run)
     export(run, params, out, dtype=options.dtype, step=step)
     print(f"step {step} -> {out}")
     if push:

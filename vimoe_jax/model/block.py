@@ -79,7 +79,9 @@ class Block(nnx.Module):
             implementation=s.attention,
         )
         self.norm2 = norm(s.width, s.norm_eps, rngs=rngs)
-        mlp = dict(activation=s.activation, bias=s.bias, dtype=s.dtype, rngs=rngs, out_scale=scale)
+        mlp = MLPSettings(
+            activation=s.activation, bias=s.bias, dtype=s.dtype, rngs=rngs, out_scale=scale
+        )
         if moe is None:
             self.mlp = MLP(s.width, s.mlp_dim, s.width, **mlp)
         else:

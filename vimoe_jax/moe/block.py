@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vimoe_jax.moe import dispatch, losses, routing, stats
-from vimoe_jax.moe.experts import Experts
+from vimoe_jax.moe.experts import Experts, MLPSettings
 from vimoe_jax.moe.logits import router_logits
 from vimoe_jax.moe.options import MoEOptions
 from vimoe_jax.parallel.parameters import Buffer, fan_in, param
@@ -36,14 +37,16 @@ class MoE(nnx.Module):
         *,
         activation: str,
         bias: bool,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
         out_scale: float = 1.0,
         num_ids: int = 0,
     ):
         self.options = o = options
         e = self.num_experts = o.experts
-        mlp = dict(activation=activation, bias=bias, dtype=dtype, rngs=rngs, out_scale=out_scale)
+        mlp = MLPSettings(
+            activation=activation, bias=bias, dtype=dtype, rngs=rngs, out_scale=out_scale
+        )
         if o.router == "soft":
             shape = (in_dim, e, o.soft_slots)
             self.slots = param(rngs, fan_in(in_dim), shape, ("embed", "experts", None))

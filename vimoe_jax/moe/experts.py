@@ -6,10 +6,12 @@ The dense MLP, `vimoe_jax.model.layers.MLP`, has the same weights without the le
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Required, TypedDict
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vimoe_jax.moe.products import choice, grouped
@@ -23,6 +25,16 @@ ACTIVATIONS: dict[str, tuple[int, Callable[..., jax.Array]]] = {
     "gelu_tanh": (1, lambda x: jax.nn.gelu(x, approximate=True)),
     "gelu": (1, lambda x: jax.nn.gelu(x, approximate=False)),
 }
+
+
+class MLPSettings(TypedDict, total=False):
+    """What MLPs, experts and MoE layers are told alike; `out_scale` may be left out."""
+
+    activation: Required[str]
+    bias: Required[bool]
+    dtype: Required[DTypeLike]
+    rngs: Required[nnx.Rngs]
+    out_scale: float
 
 
 class Experts(nnx.Module):
@@ -41,7 +53,7 @@ class Experts(nnx.Module):
         *,
         activation: str,
         bias: bool,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
         out_scale: float = 1.0,
     ):

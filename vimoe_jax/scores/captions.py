@@ -23,7 +23,7 @@ TOKENIZATIONS: tuple[Tokenization, ...] = ("syllable", "word")
 _PUNCTUATION = re.compile(r"[^\w\s]|_", re.UNICODE)
 
 
-def tokenize(text: str, profile: Profile = PLAIN, tokenization: Tokenization = "syllable") -> str:
+def tokenize(text: str, profile: Profile = PLAIN, tokenization: str = "syllable") -> str:
     """Tokens of a caption, joined by spaces, without punctuation; syllables of a word by `_`.
 
     Raises:
@@ -38,7 +38,7 @@ def tokenize(text: str, profile: Profile = PLAIN, tokenization: Tokenization = "
     return " ".join("_".join(syllables) for syllables in tokens if syllables)
 
 
-def describe(tokenization: Tokenization) -> str:
+def describe(tokenization: str) -> str:
     """The tokenisation in words, with the segmenter's name and version.
 
     Raises:
@@ -75,7 +75,7 @@ def _segmenter() -> tuple[str, Callable[[str], list[str]]]:
 def score(
     predictions: Sequence[Prediction],
     profile: Profile = PLAIN,
-    tokenization: Tokenization = "syllable",
+    tokenization: str = "syllable",
 ) -> dict[str, float]:
     """All scores of the captioning task; {} if there is no caption.
 
