@@ -1,4 +1,4 @@
-"""A record on disk: published datasets, ViScenes (drawn), JSONL files, other packages' classes."""
+"""Records on disk (published, drawn or your own) and how they are prepared."""
 
 from __future__ import annotations
 
