@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vimoe_jax.model.layers import MLP, Attention, KVCache, LayerNorm, RMSNorm
 from vimoe_jax.model.tokens import NUM_KINDS, Places
 from vimoe_jax.moe.block import MoE
+from vimoe_jax.moe.experts import MLPSettings
 from vimoe_jax.moe.options import MoEOptions
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel.rules import constrain
