@@ -109,7 +109,7 @@ def test_room_for_pictures_that_are_not_there_changes_nothing(built):
 
 
 def test_a_picture_may_stand_inside_a_question(built):
-    """Before it, text does not see it; behind it, it does. A segment's own picture stays its own."""
+    """Text before it does not see it, text behind it does; a segment's own stays its own."""
     blueprint, params = built
     batch = rows([[5, 4], [6]], total=12)
     first = text_of(batch).tokens[0, :2].copy()

@@ -61,8 +61,8 @@ class TrainState:
     opt_state: Any
     health: Health
 
-    def all_params(self) -> Params:
-        """Trainable and frozen together."""
+    def all_params(self) -> dict[str, Any]:
+        """Trainable and frozen together: arrays, or what stands for them in this tree."""
         return {**self.params, **self.frozen}
 
 

@@ -65,9 +65,10 @@ class Profile:
       lower: lower case.
     """
 
-    tone: tones.Style = "keep"
-    numbers: numerals.Style = "keep"
-    punctuation: Punctuation = "keep"
+    # Texts of a user: checked below, not by their types.
+    tone: str = "keep"
+    numbers: str = "keep"
+    punctuation: str = "keep"
     lower: bool = False
 
     def __post_init__(self):

@@ -54,7 +54,7 @@ class Files:
       UserError: no such folder, or one in it that cannot be read.
     """
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
         self.ignored: Counter[str] = Counter()
         paths = sorted(_walk(self.root), key=lambda p: (len(p.parts), p.parts))
