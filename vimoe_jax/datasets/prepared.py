@@ -287,7 +287,7 @@ def _text(value: Any) -> str:
 
 
 def _builder_class(name: str) -> Any:
-    # TFDS asks Google Cloud Storage for prepared copies unless told not to.
+    # TFDS asks Google Cloud Storage for prepared copies unless this is switched off.
     os.environ.setdefault("NO_GCE_CHECK", "true")
     absl = logging.getLogger("absl")
     absl.setLevel(max(absl.level, logging.ERROR))

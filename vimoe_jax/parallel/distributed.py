@@ -103,7 +103,7 @@ def find_place(options: Options, env: Mapping[str, str]) -> Place | str | None:
       env: environment variables.
 
     Returns:
-      A place; or the name of a platform that tells JAX itself; or None for a process that is alone.
+      A place; or the name of a platform that JAX reads itself; or None for a process that is alone.
 
     Raises:
       UserError: some of the options or variables are missing, or do not fit together.
@@ -396,10 +396,10 @@ class AnyProcess:
 
 
 def of_the_first(key: str, find: Callable[[], Any], timeout: float = 900) -> Any:
-    """What process 0 finds, for all: of what is measured, processes must not think differently.
+    """What process 0 finds, for all: a measurement may differ between processes.
 
     Args:
-      key: names what is found; asked for once in a run.
+      key: names what is found; used once per run.
       find: gives something that JSON can hold; called by process 0 alone.
       timeout: seconds that the others wait.
     """

@@ -1,4 +1,4 @@
-"""COCO-35L: COCO's captions, translated by machine; a row a caption and language."""
+"""COCO-35L: COCO's captions, translated by machine; one row per caption and language."""
 
 from __future__ import annotations
 
