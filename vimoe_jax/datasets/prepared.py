@@ -18,7 +18,7 @@ from typing import Any
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.datasets.records import QA, Record
 
-_ABANDONED = 3600.0  # seconds without a change, after which an unfinished folder is nobody's
+_ABANDONED = 3600.0  # seconds without a change, after which an unfinished folder is abandoned
 _LOCKED = "incomplete.locked_"  # such a folder is somebody's as long as it is locked
 
 

@@ -301,7 +301,7 @@ def _from_workdirs(
 
 
 def _drawn(blueprint: Blueprint, wanted: list[str], seed: int, mesh: Mesh, dtype: str) -> Params:
-    """The parameters that nobody has, as a new run would draw them."""
+    """The parameters that no source has, as a new run would draw them."""
     if not wanted:
         return {}
     where = blueprint.shardings(mesh)

@@ -29,7 +29,7 @@ from vimoe_jax.base import cli, progress, values
 from vimoe_jax.base.errors import UserError, exit_on_user_error
 from vimoe_jax.base.schema import at_least
 
-# Exit code of a process whose peers are gone: EX_TEMPFAIL, the same command again goes on.
+# Exit code of a process whose peers are gone: EX_TEMPFAIL, the same command again continues.
 LOST = 75
 
 _HEARTBEAT = 30  # seconds without a sign of life until a process counts as dead
@@ -207,7 +207,7 @@ def start(options: Options, env: Mapping[str, str] | None = None) -> None:
 
 
 def _reach(place: Place, timeout: int) -> None:
-    """Finds out what JAX would end the process for: a port that is taken, or nobody there."""
+    """Finds out what JAX would end the process for: a port that is taken, or no answer."""
     host, _, port = place.coordinator.rpartition(":")
     if place.process_id == 0:
         try:

@@ -17,7 +17,7 @@ class Chip:
     """One accelerator.
 
     Attributes:
-      name: as `--topology` says it.
+      name: as `--topology` writes it.
       platform: "tpu", "gpu" or "cpu".
       memory: bytes that a program may use: of TPUs, what their compiler says is available.
       flops: bfloat16 FLOP/s.

@@ -33,7 +33,7 @@ class Plan:
       sent: the program's collective operations.
       roofline: None without a chip that the table knows.
       alternatives: other settings' memory.
-      caveats: what this plan cannot say.
+      caveats: what this plan leaves out.
     """
 
     machine: str

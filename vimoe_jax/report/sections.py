@@ -255,7 +255,7 @@ def _moe_charts(run: Run) -> Iterator[Html | None]:
 
 
 def _layer_names(run: Run, part: str, count: int) -> list[str]:
-    """By their place among all layers, if the configuration says it, else among MoE layers."""
+    """By their place among all layers, if the configuration has it, else among MoE layers."""
     numbers = run.moe(part)[1]
     if len(numbers) == count:
         return [f"layer {n}" for n in numbers]

@@ -30,7 +30,7 @@ class Split:
     Attributes:
       name: its folder's name under `eval/`, or what its metrics are called.
       metrics: by name without prefix, such as `vqa/accuracy`.
-      scoring: how texts were compared, as `metrics.json` says it; {} if it does not.
+      scoring: how texts were compared, as `metrics.json` has it; {} if it has not.
       predictions: all of them; [] if their file is missing or broken.
       images: thumbnails' paths by the picture's index.
       experts: the MoE reports, one per layer, as `experts.json` has them, checked.
@@ -152,7 +152,7 @@ def _metrics(path: Path, problems: list[str]) -> tuple[dict, dict, dict[str, dic
                 raise TypeError
             step = int(read)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            # A last line without its end is what a killed run leaves; others are worth a word.
+            # A last line without its end is what a killed run leaves; others are counted as broken.
             broken += bool(line.strip()) and (i < len(lines) - 1 or line.endswith(b"\n"))
             continue
         for name, value in row.items():

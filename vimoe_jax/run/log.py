@@ -103,7 +103,7 @@ def _clean(value: float | Sequence[float]) -> Any:
 
 
 def _keep_until(path: Path, step: int) -> dict[str, Any]:
-    """Drops lines of later steps; returns the last of them that says where time went, or {}."""
+    """Drops lines of later steps; returns the last of them that has the times, or {}."""
     kept, dropped = [], {}
     if not path.exists():
         return dropped

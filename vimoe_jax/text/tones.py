@@ -91,7 +91,7 @@ def _placed(word: str, style: Style) -> str:
     if len(tones) != 1:
         return word
     (was, tone), place_of = tones[0], _places("".join(bare), style)
-    # A mark elsewhere than on these two vowels did not slip: the word is none of ours.
+    # A mark elsewhere than on these two vowels did not slip: the word is not Vietnamese.
     if place_of is None or was not in place_of.vowels:
         return word
     bare[place_of.right] = unicodedata.normalize("NFC", bare[place_of.right] + tone)
@@ -104,7 +104,7 @@ class _Places(NamedTuple):
 
 
 def _places(bare: str, style: Style) -> _Places | None:
-    """Where a syllable without its tone would have it; None if this is no matter of ours."""
+    """Where a syllable without its tone would have it; None for every other word."""
     if _FALLING.fullmatch(bare):
         return _Places(range(len(bare) - 2, len(bare)), len(bare) - 2)
     if not (m := _SYLLABLE.fullmatch(bare)):

@@ -2,7 +2,7 @@
 
 Two promises. A picture is only ever given to the annotation that names it: a name or a number that
 fits several different files is an error, never a guess. And whatever bytes a file holds, parsing
-it either succeeds or raises one `UserError` that says where it broke.
+it either succeeds or raises one `UserError` that names the place.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pictures and questions that two splits share.
 
 Pictures of two splits are the same by COCO's number or by content. Where no files were read, those
-of other origins are the same by id and name together; beside content that says nothing, since
+of other origins are the same by id and name together; where there is content, that proves nothing, since
 publishers number the pictures of each split anew.
 """
 
