@@ -53,7 +53,7 @@ class Options(cli.Options):
 
 
 def execute(options: Options) -> int:
-    """Exports, and uploads if that is asked for."""
+    """Exports, and uploads with `--push`."""
     out, step = options.out, options.step
     _check_out(out)
     push = None if options.push is None else _uploader(options.push)
@@ -182,7 +182,7 @@ def _uploader(repo: str) -> Callable[[Path], str]:
             api = huggingface_hub.HfApi()
             address = api.create_repo(repo, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export of ViMoE")
-        except Exception as e:  # the client's, the network's and the Hub's own kinds
+        except Exception as e:  # the client's, the network's and the Hub's own types
             reason = " ".join(str(e).split()) or type(e).__name__
             raise UserError(f"--push: {folder} is whole, but was not uploaded: {reason}") from None
         return str(address)

@@ -29,7 +29,7 @@ def keep_compiled() -> None:
 
 
 def _machine() -> str:
-    """The devices' kind; of CPUs also their instructions, which programs are compiled for.
+    """The devices' type; of CPUs also their instructions, which programs are compiled for.
 
     JAX's keys leave the latter out, and machines of a cluster may share a home folder.
     """

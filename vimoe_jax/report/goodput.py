@@ -1,4 +1,4 @@
-"""The report's bar of wall time: how much of it went into steps, and where the rest went."""
+"""The page's bar of wall time: the share of steps, and of everything else."""
 
 from __future__ import annotations
 

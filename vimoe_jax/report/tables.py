@@ -1,4 +1,4 @@
-"""The report's tables: every metric with its meaning, every field of the configuration."""
+"""The page's tables: every metric with its meaning, every field of the configuration."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _type_rows(scored: list[Split]) -> list[Html]:
 
 
 def layers(reports: list[dict[str, Any]]) -> Html:
-    """What the MoE layers reported at evaluation, a row a layer."""
+    """The MoE reports of the evaluation, one row per layer."""
     drops = [r.get("drop_fraction_by_kind", {}) for r in reports]
     columns = {
         "load_max_over_mean": [r.get("max_load", max(r["load"]) * len(r["load"])) for r in reports],

@@ -32,7 +32,7 @@ from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run's fixed parts."""
+    """What a run has and never changes."""
 
     config: Config
     workdir: Path
@@ -42,7 +42,7 @@ class Run:
 
     @functools.cached_property
     def train_source(self) -> Mixture:
-        """What is trained on, opened when first asked for."""
+        """The training data, opened when first used."""
         return sources.open_train(self.config.data)
 
 

@@ -28,7 +28,7 @@ def tokenize(text: str, profile: Profile = PLAIN, tokenization: str = "syllable"
     """Tokens of a caption, joined by spaces, without punctuation; syllables of a word by `_`.
 
     Raises:
-      UserError: words are asked for, and no segmenter is installed.
+      UserError: the tokenisation is by words, and no segmenter is installed.
     """
     text = profile(text)
     if tokenization == "syllable":
@@ -43,7 +43,7 @@ def describe(tokenization: str) -> str:
     """The tokenisation in words, with the segmenter's name and version.
 
     Raises:
-      UserError: words are asked for, and no segmenter is installed.
+      UserError: the tokenisation is by words, and no segmenter is installed.
     """
     if tokenization == "syllable":
         return "syllables, split at white space, punctuation dropped"
@@ -107,7 +107,7 @@ def score(
     `caption/exact` (equal to one of the references), `caption/count`.
 
     Raises:
-      UserError: words are asked for, and no segmenter is installed.
+      UserError: the tokenisation is by words, and no segmenter is installed.
     """
     cut = functools.partial(tokenize, profile=profile, tokenization=tokenization)
     rows, references = [], {}

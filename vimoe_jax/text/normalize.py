@@ -1,4 +1,4 @@
-"""Vietnamese text as every part of the project sees it, and the profiles it is scored under."""
+"""Vietnamese text in the form that every room uses, and the profiles that scores use."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def state(
     layouts: weights.Layouts,
     program: Program,
 ) -> TrainState:
-    """What training goes on from.
+    """The state that training continues from.
 
     Args:
       migration: from the dense model to the new one.

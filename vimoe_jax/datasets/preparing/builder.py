@@ -30,7 +30,7 @@ from vimoe_jax.datasets.preparing.sifting import Sifted, read, sift
 from vimoe_jax.datasets.published import Dataset
 from vimoe_jax.datasets.records import QA
 
-_SHARD = 2048  # pictures a shard: a few hundred megabytes of photographs
+_SHARD = 2048  # pictures per shard: a few hundred megabytes of photographs
 
 
 @dataclasses.dataclass
