@@ -8,7 +8,7 @@ import re
 import string
 import sys
 import unicodedata
-from typing import Literal
+from typing import Literal, cast
 
 from vimoe_jax.text import numerals, tones
 
@@ -106,7 +106,8 @@ def _apply(profile: Profile, text: str) -> str:
         text = normalize(_stripped().sub(" ", text))
     elif profile.punctuation == "stop":
         text = _FINAL_STOP.sub("", text)
-    return numerals.rewrite(tones.place(text, profile.tone), profile.numbers)
+    placed = tones.place(text, cast(tones.Style, profile.tone))
+    return numerals.rewrite(placed, cast(numerals.Style, profile.numbers))
 
 
 PLAIN = Profile(punctuation="stop", lower=True)
