@@ -116,9 +116,10 @@ class VLM(nnx.Module):
         """Teacher-forced pass over a batch of rows.
 
         Args:
-          batch: on the device.
+          batch: on the device, or of NumPy.
           key: given in training only.
         """
+        batch = jax.tree.map(jnp.asarray, batch)
         keys = (None, None) if key is None else jax.random.split(key)
         layout = self.layout(batch.tokens, batch.pictures.shape[1])
         kind = tokens_lib.token_kinds(layout.is_picture, batch.weights)
@@ -140,6 +141,7 @@ class VLM(nnx.Module):
 
     def token_loss(self, hidden: Float[Array, "B T D"], batch: Batch) -> TokenLoss:
         """The cross-entropy of the answers, from the text tokens' final hidden states."""
+        batch = jax.tree.map(jnp.asarray, batch)
         layout = self.layout(batch.tokens, batch.pictures.shape[1])
         targets, weights = layout.text(batch.targets), layout.text(batch.weights)
         return cross_entropy(hidden, self.decoder.output_matrix(), targets, weights)

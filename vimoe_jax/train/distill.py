@@ -56,6 +56,7 @@ def forward(model: VLM, batch: Batch, key: jax.Array | None = None) -> tuple[Out
       batch: as the model takes it.
       key: given in training only.
     """
+    batch = jax.tree.map(jnp.asarray, batch)
     kept: dict[str, list[jax.Array]] = {}
     for part in ("vision", "decoder"):
         stack = getattr(model, part).blocks
