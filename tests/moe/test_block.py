@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vimoe_jax.moe import block, dispatch
+from vimoe_jax.moe import dispatch
 from vimoe_jax.moe.block import MoE, rebalanced, weighted_losses
+from vimoe_jax.moe.experts import Experts
 from vimoe_jax.moe.options import MoEOptions
 
 D, E, F, IDS = 6, 4, 8, 50
@@ -395,15 +396,13 @@ def test_capacity_at_evaluation_is_its_own():
 def test_the_dispatcher_at_evaluation_is_its_own(monkeypatch, names):
     used = []
 
-    def through_experts(name, *args):
-        used.append(name)
-        return dispatch.through_experts(name, *args)
+    def make(name, *args, backend, **options):
+        used.append((name, backend))
+        return make_dispatcher(name, *args, backend="portable", **options)
 
-    class Recorder:
-        pass
-
-    Recorder.through_experts = staticmethod(through_experts)
-    monkeypatch.setattr(block, "dispatch", Recorder)
+    make_dispatcher = dispatch.make
+    monkeypatch.setattr(dispatch, "make", make)
+    monkeypatch.setattr(Experts, "backend", lambda _: "of the experts")
     layer = Layer(dispatcher=names[0], eval_dispatcher=names[1]).module()
     x, _ = tokens()
     for key in (KEY, None):
@@ -413,7 +412,7 @@ def test_the_dispatcher_at_evaluation_is_its_own(monkeypatch, names):
             ),
             x,
         )
-    assert tuple(used) == names
+    assert used == [(name, "of the experts") for name in names]
 
 
 def test_noise_is_drawn_in_training_only():

@@ -89,7 +89,7 @@ class Experts(nnx.Module):
         return choice.backend(self.dtype, inner, width, self.w_out.shape[2])
 
     @jax.named_scope("experts")
-    def few(
+    def few_rows(
         self, x: Float[Array, "T D"], weight: Float[Array, "T E"]
     ) -> Float[Array, "T O"] | None:
         """The weighted sum over experts for a few tokens; None where no kernel is made for it."""

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 
 from vimoe_jax.base.schema import at_least, field, more_than, one_of
+from vimoe_jax.moe import routers
 
 DISPATCHERS = ("gather", "einsum", "dropless")
-ROUTERS = ("top_k", "expert_choice", "soft", "hash")
-ACAUSAL = ("expert_choice", "soft")  # routers whose choice for a token depends on later tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +34,7 @@ class MoEOptions:
         "top_k",
         "Who chooses: tokens (top_k), experts (expert_choice), a table of token ids (hash), or "
         "nobody, all being mixed (soft).",
-        one_of(*ROUTERS),
+        lambda name: one_of(*routers.ROUTERS)(name),  # those registered by then
     )
     capacity_factor: float = field(
         1.25, "Slots an expert has over an even share, in training.", more_than(0)
@@ -81,6 +80,11 @@ class MoEOptions:
     )
 
     @property
+    def traits(self) -> routers.Traits:
+        """What is known of the router."""
+        return routers.ROUTERS[self.router]
+
+    @property
     def experts(self) -> int:
         """E after `granularity`."""
         return self.num_experts * self.granularity
@@ -98,7 +102,7 @@ class MoEOptions:
         """The capacity factor; infinite where nothing may be dropped."""
         if train:
             return float("inf") if self.dispatcher == "dropless" else self.capacity_factor
-        if self.router == "expert_choice":  # room for all would mean all tokens for each expert
+        if self.traits.expert_choice:  # room for all would mean all tokens for each expert
             return self.eval_capacity_factor or self.capacity_factor
         return self.eval_capacity_factor or float("inf")
 
@@ -118,7 +122,7 @@ def complaints(options: MoEOptions, depth: int, mlp_dim: int, *, causal: bool) -
     for name in ("experts_per_token", "eval_experts_per_token"):
         if getattr(o, name) > o.num_experts:
             yield f"{name}: {getattr(o, name)} is more than num_experts = {o.num_experts}"
-    if causal and o.router in ACAUSAL:
+    if causal and not o.traits.causal:
         yield (
             f"router: {o.router!r} decides about a token by the tokens after it, which the causal "
             "decoder may not see; use it in the tower or the connector"
@@ -126,14 +130,15 @@ def complaints(options: MoEOptions, depth: int, mlp_dim: int, *, causal: bool) -
     hidden = o.mlp_dim or mlp_dim
     if hidden % o.granularity:
         yield f"granularity: {o.granularity} does not divide the hidden width {hidden}"
-    if o.router == "soft" and not o.soft_slots:
-        yield "soft_slots: the soft router needs a number of slots an expert"
-    if o.router != "top_k":
-        for name in ("bias_rate", "batch_priority"):
-            if getattr(o, name):
-                yield f"{name}: only the router 'top_k' has it, not {o.router!r}"
-    if o.router == "expert_choice" and o.dispatcher == "dropless":
-        yield "dispatcher: 'dropless' has no capacity, which the router 'expert_choice' needs"
+    for name, meaning in o.traits.needs.items():
+        if not getattr(o, name):
+            yield f"{name}: the {o.router} router needs {meaning}"
+    for name in routers.reserved():
+        if getattr(o, name) and name not in o.traits.accepts:
+            fitting = ", ".join(map(repr, routers.accepting(name)))
+            yield f"{name}: only the router {fitting} has it, not {o.router!r}"
+    if o.traits.expert_choice and o.dispatcher == "dropless":
+        yield f"dispatcher: 'dropless' has no capacity, which the router {o.router!r} needs"
     try:
         moe_layers(o, depth)
     except ValueError as e:
