@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from vimoe_jax.base.schema import FieldError
 from vimoe_jax.moe import dispatch, stats
-from vimoe_jax.moe.experts import Experts
-from vimoe_jax.moe.options import MoEOptions
+from vimoe_jax.moe.experts import Experts, check_mlp
+from vimoe_jax.moe.options import MoEOptions, layer_complaints
 from vimoe_jax.moe.routers import base as routers
 from vimoe_jax.parallel.rules import constrain
 
@@ -18,12 +19,15 @@ class MoE(nnx.Module):
     """Sends each token to K of E experts and sums their outputs by the router's gates.
 
     Tokens are flattened and cut into groups of `group_size`, within which they compete for slots;
-    the last group is padded. (The soft router mixes tokens, so that its groups are the rows: nobody
-    meets another row's tokens.) The router works in float32 whatever `dtype` is.
+    the last group is padded. (The soft router mixes tokens, so that its groups are the rows.) The
+    router works in float32 whatever `dtype` is.
 
-    Parameters: `router` (D, E), for the soft router `slots` (D, E, C) and `slot_scale` instead, for
-    hash none; `experts`; `shared` with shared experts. Buffers: `bias` (E,) with a `bias_rate`,
-    `table` (ids, K) of the hash router.
+    Parameters: those of the router (`vimoe_jax.moe.routers`), under their own names: `router`
+    (D, E) of most; `experts`; `shared` with shared experts. Buffers: the router's, like `bias` (E,)
+    with a `bias_rate`.
+
+    Raises:
+      FieldError: a `ValueError` of one line that names the argument.
     """
 
     def __init__(
@@ -40,6 +44,11 @@ class MoE(nnx.Module):
         out_scale: float = 1.0,
         num_ids: int = 0,
     ):
+        check_mlp("MoE", activation, in_dim=in_dim, mlp_dim=mlp_dim, out_dim=out_dim)
+        if options.num_experts == 0:
+            raise FieldError("MoE", "options.num_experts: 0 means a dense layer, which is no MoE")
+        for complaint in layer_complaints(options, mlp_dim):
+            raise FieldError("MoE", f"options.{complaint}")
         self.options = o = options
         e = self.num_experts = o.experts
         mlp = dict(activation=activation, bias=bias, dtype=dtype, rngs=rngs, out_scale=out_scale)

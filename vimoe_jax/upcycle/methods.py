@@ -13,14 +13,14 @@ import dataclasses
 import numpy as np
 
 from vimoe_jax.base.errors import UserError
-from vimoe_jax.base.schema import at_least, between, field, one_of
+from vimoe_jax.base.schema import at_least, between, checked, field, one_of
 from vimoe_jax.moe.options import MoEOptions
 from vimoe_jax.moe.routers import hash as hash_router
 
 METHODS = ("copy", "noise", "drop", "granular", "importance")
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Upcycling:
     """How to upcycle; each field is an option of the command."""
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from vimoe_jax.base.schema import FieldError
 from vimoe_jax.moe.routers.base import Router, Routing
 from vimoe_jax.moe.routing import assign
 from vimoe_jax.parallel.parameters import Buffer
@@ -25,13 +26,12 @@ class Hash(Router):
         """The table.
 
         Raises:
-          ValueError: there are no ids.
+          FieldError: there are no ids.
         """
         del in_dim, rngs
         if num_ids < 1:
-            raise ValueError(
-                f"num_ids: the hash router needs the number of token ids, not {num_ids}"
-            )
+            needed = "the hash router needs the number of token ids"
+            raise FieldError("MoE", f"num_ids: {needed}, not {num_ids}")
         o = self.options
         table = hash_table(num_ids, o.experts, max(o.k(train=True), o.k(train=False)))
         return {"table": Buffer(jnp.asarray(table), axes=(None, None))}
@@ -48,10 +48,10 @@ class Hash(Router):
         """Looks the ids up.
 
         Raises:
-          ValueError: no ids are given.
+          FieldError: no ids are given.
         """
         if ids is None:
-            raise ValueError("ids: the hash router needs the tokens' ids")
+            raise FieldError("MoE", "ids: the hash router needs those of the tokens")
         o, train = self.options, key is not None
         k, capacity = o.k(train=train), self.slots(x.shape[1], train=train)
         expert = values["table"][ids][..., :k]
