@@ -13,7 +13,7 @@ from vimoe_jax.answer.greedy import make_greedy
 from vimoe_jax.data.batch import PICTURE, SHARED, Batch, Prompts
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions
-from vimoe_jax.moe.routing import hash_table
+from vimoe_jax.moe.routers.hash import hash_table
 from vimoe_jax.parallel.mesh import make_mesh
 
 VOCAB, PATCHES = 64, 4

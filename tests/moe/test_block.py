@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vimoe_jax.moe import block, dispatch
+from vimoe_jax.moe import dispatch
 from vimoe_jax.moe.block import MoE, rebalanced, weighted_losses
+from vimoe_jax.moe.experts import Experts
 from vimoe_jax.moe.options import MoEOptions
 
 D, E, F, IDS = 6, 4, 8, 50
@@ -205,6 +206,43 @@ def test_gradients_are_finite_even_without_tokens(router):
         assert all(np.any(leaf) == valid.any() for leaf in leaves)
 
 
+# --- wrong arguments ---------------------------------------------------------------------------
+
+
+def make(options=OPTIONS, in_dim=D, mlp_dim=F, out_dim=D, activation="gelu", num_ids=0):
+    how = dict(activation=activation, bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    return MoE(options, in_dim, mlp_dim, out_dim, **how, num_ids=num_ids)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        ({"activation": "swiglo"}, "MoE.activation: must be one of .*did you mean 'swiglu'"),
+        ({"in_dim": 0}, "MoE.in_dim: must be an int of at least 1, not 0"),
+        ({"out_dim": -1}, "MoE.out_dim: must be an int of at least 1, not -1"),
+        ({"mlp_dim": 2.0}, "MoE.mlp_dim: must be an int of at least 1, not 2.0"),
+        ({"options": MoEOptions()}, "MoE.options.num_experts: 0 means a dense layer"),
+        (
+            {"options": dataclasses.replace(OPTIONS, granularity=3)},
+            "MoE.options.granularity: 3 does not divide the hidden width 8",
+        ),
+        (
+            {"options": dataclasses.replace(OPTIONS, router="soft")},
+            "MoE.options.soft_slots: the soft router needs a number of slots per expert and row",
+        ),
+    ],
+    ids=str,
+)
+def test_a_layer_refuses_what_it_cannot_be_made_of(wrong, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make(**wrong)
+
+
+def test_experts_alone_refuse_it_too():
+    with pytest.raises(ValueError, match=r"Experts\.activation: must be one of"):
+        Experts(2, D, F, D, activation="relu", bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
+
+
 # --- routers -----------------------------------------------------------------------------------
 
 
@@ -260,10 +298,13 @@ def test_hash_takes_the_tables_experts_evenly():
     assert "router" not in layer.state
 
 
-def test_hash_needs_the_number_of_ids():
+def test_hash_needs_ids():
     options = dataclasses.replace(OPTIONS, router="hash")
-    with pytest.raises(ValueError, match="number of token ids"):
-        MoE(options, D, F, D, activation="gelu", bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"MoE\.num_ids: .* number of token ids, not 0"):
+        make(options)
+    x, valid = jnp.ones((1, 3, D)), jnp.ones((1, 3), bool)
+    with pytest.raises(ValueError, match=r"MoE\.ids: the hash router needs those of the tokens"):
+        make(options, num_ids=IDS)(x, valid, jnp.zeros((1, 3), int), num_kinds=1)
 
 
 def test_soft_is_the_papers_algorithm():
@@ -395,15 +436,13 @@ def test_capacity_at_evaluation_is_its_own():
 def test_the_dispatcher_at_evaluation_is_its_own(monkeypatch, names):
     used = []
 
-    def through_experts(name, *args):
-        used.append(name)
-        return dispatch.through_experts(name, *args)
+    def make(name, *args, backend, **options):
+        used.append((name, backend))
+        return make_dispatcher(name, *args, backend="portable", **options)
 
-    class Recorder:
-        pass
-
-    Recorder.through_experts = staticmethod(through_experts)
-    monkeypatch.setattr(block, "dispatch", Recorder)
+    make_dispatcher = dispatch.make
+    monkeypatch.setattr(dispatch, "make", make)
+    monkeypatch.setattr(Experts, "backend", lambda _: "of the experts")
     layer = Layer(dispatcher=names[0], eval_dispatcher=names[1]).module()
     x, _ = tokens()
     for key in (KEY, None):
@@ -413,7 +452,7 @@ def test_the_dispatcher_at_evaluation_is_its_own(monkeypatch, names):
             ),
             x,
         )
-    assert tuple(used) == names
+    assert used == [(name, "of the experts") for name in names]
 
 
 def test_noise_is_drawn_in_training_only():

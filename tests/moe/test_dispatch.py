@@ -15,7 +15,14 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from vimoe_jax.moe import dispatch, exchange, routing
+from vimoe_jax.moe.dispatch.einsum import EinsumDispatcher
+from vimoe_jax.moe.dispatch.gather import GatherDispatcher
+from vimoe_jax.moe.dispatch.moves import to_rows
+from vimoe_jax.moe.dispatch.sorted_rows import SortedRows
 from vimoe_jax.moe.experts import Experts
+from vimoe_jax.moe.routers.expert_choice import expert_choice
+from vimoe_jax.moe.routers.hash import hash_table
+from vimoe_jax.moe.routers.top_k import top_k
 from vimoe_jax.parallel.mesh import make_mesh
 from vimoe_jax.parallel.rules import use_mesh
 
@@ -51,19 +58,24 @@ def inputs(seed, shape, activation, sharpness=0.0, valid_fraction=1.0):
 def assign(router, gates, valid, ids, k, capacity):
     """One router's assignment; its weights are differentiable in the gates."""
     if router == "top_k":
-        return routing.top_k(gates, k, capacity, batch_priority=True, valid=valid)
+        return top_k(gates, k, capacity, batch_priority=True, valid=valid)
     if router == "expert_choice":
-        return routing.expert_choice(gates, capacity, valid=valid)
-    expert = jnp.asarray(routing.hash_table(50, gates.shape[-1], k))[ids]
+        return expert_choice(gates, capacity, valid=valid)
+    expert = jnp.asarray(hash_table(50, gates.shape[-1], k))[ids]
     weight = jnp.take_along_axis(gates, expert, -1)
     return routing.assign(expert, weight, gates.shape[-1], capacity, valid=valid)
 
 
-def one_by_one(a, experts, x, capacity):
+def through(name, assignment, experts, x, *, backend="portable", **how):
+    """As the layer does it."""
+    return dispatch.make(name, assignment, backend=backend, **how).run(experts, x)
+
+
+def one_by_one(a, experts, x):
     """Every token through every expert, and of that what was chosen and kept: no slots at all."""
     groups, tokens, _ = x.shape
     each = jnp.broadcast_to(x[:, None], (groups, experts.w_in.shape[0], tokens, D))
-    weight = jnp.where(a.slot < capacity, a.weight, 0)
+    weight = jnp.where(a.slot < a.capacity, a.weight, 0)
     one_hot = jax.nn.one_hot(a.expert, experts.w_in.shape[0])
     return jnp.einsum("gmk,gmke,gemo->gmo", weight, one_hot, experts(each))
 
@@ -77,8 +89,8 @@ def compiled(router, k, capacity, activation, num_experts):
         a = assign(router, gates, valid, ids, k, capacity)
         experts = nnx.merge(graph, weights)
         if name == "one by one":
-            return one_by_one(a, experts, x, capacity)
-        return dispatch.through_experts(name, a, experts, x, num_experts, capacity)
+            return one_by_one(a, experts, x)
+        return through(name, a, experts, x)
 
     def loss(x, gates, weights, name, valid, ids, target):
         y = output(name, x, gates, weights, valid, ids)
@@ -180,21 +192,21 @@ def test_every_choice_sits_in_its_slot(seed, sharpness, valid_fraction):
 @jax.jit
 def _laid_out(x, gates, valid, ids):
     a = assign("top_k", gates, valid, ids, 2, 3)
-    buffers = [dispatch.create(n, a, 4, 3).to_experts(x) for n in ("einsum", "gather")]
-    d = dispatch.DroplessDispatcher.create(a, 4, 3, jnp.float32)
-    rows = dispatch._dispatch(x.reshape(1, -1, D), d.row_of_choice, d.choice_of_row)[0]
+    buffers = [d.create(a).to_experts(x) for d in (EinsumDispatcher, GatherDispatcher)]
+    d = SortedRows.create(a, "portable")
+    rows = to_rows(x.reshape(1, -1, D), d.row_of_choice, d.choice_of_row)[0]
     return a, buffers, rows, d.segments.starts
 
 
-@pytest.mark.parametrize("name", ["einsum", "gather"])
-def test_gradients_against_finite_differences(name):
+@pytest.mark.parametrize("kind", [EinsumDispatcher, GatherDispatcher])
+def test_gradients_against_finite_differences(kind):
     x, gates, _, _, _, _ = inputs(1, (2, 6, 3), "swiglu")
     valid = np.arange(6) < np.array([[5], [6]])
-    a = routing.top_k(gates, 2, 2, valid=valid)
+    a = top_k(gates, 2, 2, valid=valid)
 
     @jax.jit
     def f(x, weight, out_weight):
-        d = dispatch.create(name, dataclasses.replace(a, weight=weight), 3, 2)
+        d = kind.create(dataclasses.replace(a, weight=weight))
         return d.from_experts(jnp.tanh(d.to_experts(x)) * out_weight[None, :, None])
 
     check_grads(f, (x, a.weight, jnp.ones((3, D))), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
@@ -210,7 +222,7 @@ def on_a_mesh(name, sizes, args, activation="swiglu", capacity=3, **how):
         with use_mesh(mesh):
             a = assign("top_k", gates, valid, ids, 2, capacity)
             experts = nnx.merge(graph, weights)
-            y = dispatch.through_experts(name, a, experts, x, gates.shape[-1], capacity, **how)
+            y = through(name, a, experts, x, **how)
         return jnp.sum(y * target), y
 
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(x, gates, weights)
@@ -283,7 +295,7 @@ def test_slots_of_a_round(choices, devices, factor, slots):
 
 
 def test_few_tokens_go_their_own_way_unless_differentiated(monkeypatch):
-    """`Experts.few` gets each token's weight for each expert: of choices that were kept."""
+    """`Experts.few_rows` gets each token's weight for each expert: of choices that were kept."""
     shape, k, capacity = (2, 9, 4), 2, 3
     x, gates, valid, ids, weights, target = inputs(4, shape, "swiglu", valid_fraction=0.7)
     graph, _ = structure(4, "swiglu")
@@ -292,16 +304,16 @@ def test_few_tokens_go_their_own_way_unless_differentiated(monkeypatch):
     )["einsum"]
     calls = []
 
-    def few(self, x, weight):
+    def few_rows(self, x, weight):
         calls.append(weight.shape)
         out = self(jnp.broadcast_to(x, (1, 4, *x.shape)))[0]
         return jax.lax.stop_gradient(jnp.einsum("te,eto->to", weight, out))
 
-    monkeypatch.setattr(Experts, "few", few)
+    monkeypatch.setattr(Experts, "few_rows", few_rows)
 
     def loss(x, gates, weights):
         a = assign("top_k", gates, valid, ids, k, capacity)
-        y = dispatch.through_experts("dropless", a, nnx.merge(graph, weights), x, 4, capacity)
+        y = through("dropless", a, nnx.merge(graph, weights), x)
         return jnp.sum(y * target), y
 
     _, got = jax.jit(loss)(x, gates, weights)
@@ -318,13 +330,11 @@ def test_on_hopper_gather_runs_as_dropless(monkeypatch):
     expected = compiled("top_k", k, capacity, "swiglu", 4)(*args)["einsum"][0]
     x, gates, valid, ids, weights, _ = args
     graph, _ = structure(4, "swiglu")
-    # Kernels for these widths there are none, so that 128 rows a tile are all that changes.
-    monkeypatch.setattr(Experts, "backend", lambda _: "hopper")
-    monkeypatch.setattr(dispatch, "create", None)
+    monkeypatch.setattr(dispatch, "GatherDispatcher", None)
 
     def f(x, gates, weights):
         a = assign("top_k", gates, valid, ids, k, capacity)
-        return dispatch.through_experts("gather", a, nnx.merge(graph, weights), x, 4, capacity)
+        return through("gather", a, nnx.merge(graph, weights), x, backend="hopper")
 
     close(jax.jit(f)(x, gates, weights), expected)
 
@@ -333,17 +343,16 @@ def test_on_hopper_gather_runs_as_dropless(monkeypatch):
 def test_on_hopper_meshes_with_whole_experts_too(monkeypatch, sizes):
     args = inputs(6, (3, 20, 4), "swiglu", sharpness=1.0, valid_fraction=0.8)
     expected = compiled("top_k", 2, 5, "swiglu", 4)(*args)["einsum"][1]
-    monkeypatch.setattr(Experts, "backend", lambda _: "hopper")
-    monkeypatch.setattr(dispatch, "create", None)
-    close(on_a_mesh("gather", sizes, args, capacity=5), expected)
+    monkeypatch.setattr(dispatch, "GatherDispatcher", None)
+    close(on_a_mesh("gather", sizes, args, capacity=5, backend="hopper"), expected)
 
 
 def test_what_has_a_capacity_is_exchanged_in_one_round(monkeypatch):
     args = inputs(6, (4, 20, 4), "swiglu", sharpness=30.0, valid_fraction=0.8)
     expected = compiled("top_k", 2, 5, "swiglu", 4)(*args)["einsum"][1]
-    monkeypatch.setattr(Experts, "backend", lambda _: "hopper")
     monkeypatch.setattr(exchange, "in_rounds", None)
-    close(on_a_mesh("gather", {"data": 2, "expert": 2}, args, capacity=5), expected)
+    sizes = {"data": 2, "expert": 2}
+    close(on_a_mesh("gather", sizes, args, capacity=5, backend="hopper"), expected)
 
 
 # --- experts -----------------------------------------------------------------------------------
@@ -378,4 +387,5 @@ def test_only_plain_swiglu_has_a_way_for_few_tokens():
         experts = Experts(
             2, D, F, OUT, activation=activation, bias=bias, dtype=jnp.float32, rngs=nnx.Rngs(0)
         )
-        assert experts.few(jnp.ones((3, D)), jnp.ones((3, 2))) is None  # and none on CPU at all
+        # And none on CPU at all.
+        assert experts.few_rows(jnp.ones((3, D)), jnp.ones((3, 2))) is None

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vimoe_jax.moe import losses, routing
+from vimoe_jax.moe import losses
+from vimoe_jax.moe.routers.top_k import top_k
 
 G, M, E = 2, 12, 4
 
@@ -61,7 +62,7 @@ def test_z_is_the_mean_squared_logsumexp():
 @jax.jit
 def all_losses(logits, valid):
     gates = jax.nn.softmax(logits)
-    expert = routing.top_k(gates, 2, logits.shape[1], valid=valid).expert
+    expert = top_k(gates, 2, logits.shape[1], valid=valid).expert
     noise = 0.1 * random_logits(5)[: logits.shape[0], : logits.shape[1]]
     return {
         "importance": losses.importance(gates, valid),

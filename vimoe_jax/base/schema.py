@@ -1,8 +1,8 @@
 """A small engine for typed configurations: dataclasses whose fields carry meaning and checks.
 
-A schema is a tree of frozen dataclasses whose fields are made by `field`. `defaults` gives the tree
-as a locked `ml_collections.ConfigDict`, `resolve` turns such a dict back into checked dataclasses.
-Every complaint is a `UserError` of one line that names the field by its dotted path.
+A schema is a tree of `checked` dataclasses whose fields are made by `field`. `defaults` gives the
+tree as a locked `ml_collections.ConfigDict`, `resolve` turns such a dict back into dataclasses.
+Every complaint is one line that names the field, in a configuration by its dotted path.
 """
 
 from __future__ import annotations
@@ -10,14 +10,34 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from vimoe_jax.base.errors import UserError
 
+T = TypeVar("T")
 Check = Callable[[Any], str | None]  # None if the value is right, else what it must be
+
+
+class FieldError(UserError, ValueError):
+    """A field has a wrong value, or does not exist.
+
+    A `UserError` for commands, a `ValueError` for Python that makes a schema's object itself.
+
+    Args:
+      owner: what has the field: a class by its name, a part of a configuration by its path.
+      complaint: the field's name and what is wrong with it, "name: must be …".
+    """
+
+    def __init__(self, owner: str, complaint: str):
+        super().__init__(owner, complaint)
+        self.owner, self.complaint = owner, complaint
+
+    def __str__(self) -> str:
+        return f"{self.owner}.{self.complaint}"
 
 
 def field(default: Any, meaning: str, *checks: Check) -> Any:
@@ -54,16 +74,62 @@ def one_of(*choices: Any) -> Check:
     def check(v: Any) -> str | None:
         if v in choices:
             return None
-        return f"must be one of {', '.join(map(repr, choices))}{_nearest(v, choices)}"
+        return f"must be one of {', '.join(map(repr, choices))}{nearest(v, choices)}"
 
     return check
 
 
-def _nearest(name: Any, names: typing.Iterable[Any]) -> str:
+def nearest(name: Any, names: typing.Iterable[Any]) -> str:
+    """A question that ends a complaint, " (did you mean …?)"; "" if no name is near."""
     near = difflib.get_close_matches(str(name), [str(n) for n in names], n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def checked(cls: type[T]) -> type[T]:
+    """Class decorator: a frozen dataclass that checks the fields of each object that is made.
+
+    Values become what `resolve` makes of them: an int a float, a list a tuple, where the field is
+    one. A method `conflicts()`, if there is one, yields complaints about fields together, each
+    beginning with a field's name; it runs when all fields are right by themselves.
+
+    Making an object raises `FieldError` on an unknown field (with the nearest right name), a wrong
+    type, a failed check, a conflict.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    make = cls.__init__
+
+    @functools.wraps(make)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        _refuse_unknown(cls, kwargs, cls.__name__)
+        make(self, *args, **kwargs)
+        for f in dataclasses.fields(cls):
+            value = _check(getattr(self, f.name), f, _hints(cls)[f.name], cls.__name__)
+            object.__setattr__(self, f.name, value)
+        for complaint in getattr(self, "conflicts", tuple)():
+            raise FieldError(cls.__name__, complaint)
+
+    cls.__init__ = __init__
+    return cls
+
+
+def _refuse_unknown(cls: type, names: typing.Iterable[str], owner: str) -> None:
+    known = [f.name for f in dataclasses.fields(cls)]
+    for name in names:
+        if name not in known:
+            raise FieldError(owner, f"{name}: no such field{nearest(name, known)}")
+
+
+def _check(value: Any, f: dataclasses.Field, hint: Any, owner: str) -> Any:
+    """The value as its field's type, if it is right."""
+    value = _coerce(value, hint, owner, f.name)
+    for check in f.metadata["checks"]:
+        if complaint := check(value):
+            raise FieldError(owner, f"{f.name}: {complaint}, not {value!r}")
+    return value
+
+
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
@@ -86,33 +152,27 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def resolve(cls: type, values: Mapping[str, Any], path: str = "") -> Any:
-    """Builds the dataclass `cls` from nested mappings; anything not given takes its default.
+def resolve(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
+    """Builds the `checked` class `cls` from nested mappings; fields not given take their defaults.
+
+    Args:
+      cls: of the object.
+      values: by field.
+      path: of the object, for complaints.
 
     Raises:
-      UserError: an unknown field (with the nearest right name), a wrong type, a failed check.
+      FieldError: as when the object is made, with the field's path.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = _hints(cls)
-    for name in values:
-        if name not in fields:
-            raise UserError(f"config.{path}{name}: no such field{_nearest(name, fields)}")
-    kwargs = {}
-    for name, f in fields.items():
-        if name not in values:
-            continue
-        where = f"{path}{name}"
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(values[name], Mapping):
-                raise UserError(f"config.{where}: a group of fields, not {values[name]!r}")
-            kwargs[name] = resolve(hints[name], values[name], f"{where}.")
-            continue
-        value = _coerce(values[name], hints[name], where)
-        for check in f.metadata["checks"]:
-            if complaint := check(value):
-                raise UserError(f"config.{where}: {complaint}, not {value!r}")
-        kwargs[name] = value
-    return cls(**kwargs)
+    hints, kwargs = _hints(cls), dict(values)
+    _refuse_unknown(cls, values, path)
+    for name in [n for n in hints if n in kwargs and dataclasses.is_dataclass(hints[n])]:
+        if not isinstance(values[name], Mapping):
+            raise FieldError(path, f"{name}: a group of fields, not {values[name]!r}")
+        kwargs[name] = resolve(hints[name], values[name], f"{path}.{name}")
+    try:
+        return cls(**kwargs)
+    except FieldError as e:
+        raise FieldError(path, e.complaint) from None
 
 
 def _type_name(hint: Any) -> str:
@@ -121,25 +181,25 @@ def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
-def _coerce(value: Any, hint: Any, where: str) -> Any:
+def _coerce(value: Any, hint: Any, owner: str, name: str) -> Any:
     """Returns `value` as the hinted type; an int is a fine float, a list a fine tuple."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         for option in typing.get_args(hint):
             try:
-                return _coerce(value, option, where)
-            except UserError:
+                return _coerce(value, option, owner, name)
+            except FieldError:
                 continue
     elif typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_coerce(v, typing.get_args(hint)[0], where) for v in value)
+        return tuple(_coerce(v, typing.get_args(hint)[0], owner, name) for v in value)
     elif typing.get_origin(hint) is dict and isinstance(value, Mapping):
         _, item = typing.get_args(hint)
-        return {str(k): _coerce(v, item, f"{where}.{k}") for k, v in value.items()}
+        return {str(k): _coerce(v, item, owner, f"{name}.{k}") for k, v in value.items()}
     elif isinstance(hint, type):
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
             return value
-    raise UserError(f"config.{where}: must be {_type_name(hint)}, not {value!r}")
+    raise FieldError(owner, f"{name}: must be {_type_name(hint)}, not {value!r}")
 
 
 def check_name(cls: type, name: str) -> None:
@@ -171,13 +231,13 @@ def apply_override(config: Any, name: str, text: str) -> None:
     node, done = config, ""
     for group in groups:
         if group not in node:
-            raise UserError(f"--config.{name}: no field {done}{group}{_nearest(group, node)}")
+            raise UserError(f"--config.{name}: no field {done}{group}{nearest(group, node)}")
         node = node[group]
         done += f"{group}."
         if not hasattr(node, "keys"):
             raise UserError(f"--config.{name}: {done[:-1]} has no fields of its own")
     if leaf not in node:
-        raise UserError(f"--config.{name}: no field {done}{leaf}{_nearest(leaf, node)}")
+        raise UserError(f"--config.{name}: no field {done}{leaf}{nearest(leaf, node)}")
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -19,7 +19,7 @@ from typing import Any
 
 from vimoe_jax.base import schema
 from vimoe_jax.base.errors import UserError
-from vimoe_jax.base.schema import at_least, field
+from vimoe_jax.base.schema import at_least, checked, field
 from vimoe_jax.config import mixture
 from vimoe_jax.config.data import Data
 from vimoe_jax.config.evaluate import Eval
@@ -35,7 +35,7 @@ __all__ = [
 from vimoe_jax.moe.options import complaints
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Config:
     """Everything a run depends on."""
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from vimoe_jax.base.schema import at_least, field, one_of
+from vimoe_jax.base.schema import at_least, checked, field, one_of
 from vimoe_jax.text.normalize import PROFILES
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Eval:
     """Scores: the validation loss while training, generated answers at the end."""
 

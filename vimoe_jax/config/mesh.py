@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from vimoe_jax.base.schema import at_least, field, one_of
+from vimoe_jax.base.schema import at_least, checked, field, one_of
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Mesh:
     """Devices along each axis; at most one -1 takes all that are left."""
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from vimoe_jax.base.schema import at_least, field, more_than, one_of
+from vimoe_jax.base.schema import at_least, checked, field, more_than, one_of
 from vimoe_jax.moe.options import MoEOptions
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Vision:
     """The image tower: a ViT in SigLIP's form."""
 
@@ -19,14 +17,14 @@ class Vision:
     moe: MoEOptions = field(MoEOptions(), "Experts in the tower.")
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Connector:
     """The two-layer GELU MLP between tower and decoder."""
 
     moe: MoEOptions = field(MoEOptions(placement="all"), "Experts in the connector.")
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Decoder:
     """The causal decoder, in Qwen3's form."""
 
@@ -44,7 +42,7 @@ class Decoder:
     moe: MoEOptions = field(MoEOptions(), "Experts in the decoder.")
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Model:
     """Image and tokens to logits."""
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from vimoe_jax.base.schema import at_least, between, field, more_than, one_of
+from vimoe_jax.base.schema import at_least, between, checked, field, more_than, one_of
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Optim:
     """The optimizer, with warm-up and cosine decay."""
 
@@ -42,7 +40,7 @@ class Optim:
         return float(getattr(self, f"{part}_rate"))
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Distill:
     """Layer-wise distillation from a dense parent (MoEBERT's loss)."""
 
@@ -52,7 +50,7 @@ class Distill:
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Train:
     """The loop."""
 
@@ -82,7 +80,7 @@ class Train:
     distill: Distill = field(Distill(), "Learning from a dense parent.")
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Checkpoint:
     """What is saved when."""
 

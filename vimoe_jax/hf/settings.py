@@ -162,7 +162,8 @@ def _placement(chosen: tuple[int, ...], depth: int) -> str | tuple[int, ...]:
     words = ["all", *(f"{w}_{n}" for w in ("every", "last") for n in range(2, depth + 1)), "last_1"]
     for word in words:
         try:
-            kinds = moe_layers(MoEOptions(num_experts=1, placement=word), depth)
+            options = MoEOptions(num_experts=1, experts_per_token=1, placement=word)
+            kinds = moe_layers(options, depth)
         except ValueError:
             continue
         if tuple(i for i, is_moe in enumerate(kinds) if is_moe) == chosen:

@@ -14,6 +14,8 @@ from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions, moe_layers
 from vimoe_jax.text.tokenizers import Tokenizer
 
+_ROUTER = "top_k"  # the one that stock models with experts have
+
 
 def check(c: Config, blueprint: Blueprint) -> None:
     """Refuses what neither a stock model nor our own modelling file computes.
@@ -38,8 +40,8 @@ def _complaints(c: Config) -> Iterator[str]:
         if not part.has_experts:
             continue
         field = f"model.{part.name}.moe"
-        if moe.router != "top_k":
-            yield f"{field}.router: {moe.router!r} cannot be exported; only 'top_k' can"
+        if moe.router != _ROUTER:
+            yield f"{field}.router: {moe.router!r} cannot be exported; only {_ROUTER!r} can"
         if moe.shared_experts:
             yield f"{field}.shared_experts: {moe.shared_experts} cannot be exported; only 0 can"
         if moe.bias_rate:

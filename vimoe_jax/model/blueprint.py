@@ -165,7 +165,7 @@ class Blueprint:
             size = math.prod(shape)
             if ".experts." in name:
                 options = self.parts[part_name(name)].moe
-                if options.router != "soft":  # there, every token is in every slot
+                if not options.traits.mixes:  # there, every token is in every slot
                     size = size * options.experts_per_token // options.num_experts
             total += size
         return total

@@ -34,7 +34,7 @@ def model_flops(c: Config, blueprint: Blueprint) -> float:
             continue
         if ".experts." in name:
             options = blueprint.parts[part].moe
-            if options.router == "soft":  # slots are what goes through experts, not tokens
+            if options.traits.mixes:  # slots are what goes through experts, not tokens
                 met += size / options.experts * options.soft_slots * options.experts
                 continue
             size = size * options.experts_per_token / options.num_experts

@@ -8,11 +8,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from vimoe_jax.moe import dispatch, losses, routing, stats
-from vimoe_jax.moe.experts import Experts, MLPSettings
-from vimoe_jax.moe.logits import router_logits
-from vimoe_jax.moe.options import MoEOptions
-from vimoe_jax.parallel.parameters import Buffer, fan_in, param
+from vimoe_jax.base.schema import FieldError
+from vimoe_jax.moe import dispatch, stats
+from vimoe_jax.moe.experts import Experts, MLPSettings, check_mlp
+from vimoe_jax.moe.options import MoEOptions, layer_complaints
+from vimoe_jax.moe.routers import base as routers
 from vimoe_jax.parallel.rules import constrain
 
 
@@ -20,12 +20,15 @@ class MoE(nnx.Module):
     """Sends each token to K of E experts and sums their outputs by the router's gates.
 
     Tokens are flattened and cut into groups of `group_size`, within which they compete for slots;
-    the last group is padded. (The soft router mixes tokens, so that its groups are the rows: nobody
-    meets another row's tokens.) The router works in float32 whatever `dtype` is.
+    the last group is padded. (The soft router mixes tokens, so that its groups are the rows.) The
+    router works in float32 whatever `dtype` is.
 
-    Parameters: `router` (D, E), for the soft router `slots` (D, E, C) and `slot_scale` instead, for
-    hash none; `experts`; `shared` with shared experts. Buffers: `bias` (E,) with a `bias_rate`,
-    `table` (ids, K) of the hash router.
+    Parameters: those of the router (`vimoe_jax.moe.routers`), under their own names: `router`
+    (D, E) of most; `experts`; `shared` with shared experts. Buffers: the router's, like `bias` (E,)
+    with a `bias_rate`.
+
+    Raises:
+      FieldError: a `ValueError` of one line that names the argument.
     """
 
     def __init__(
@@ -42,27 +45,23 @@ class MoE(nnx.Module):
         out_scale: float = 1.0,
         num_ids: int = 0,
     ):
+        check_mlp("MoE", activation, in_dim=in_dim, mlp_dim=mlp_dim, out_dim=out_dim)
+        if options.num_experts == 0:
+            raise FieldError("MoE", "options.num_experts: 0 means a dense layer, which is no MoE")
+        for complaint in layer_complaints(options, mlp_dim):
+            raise FieldError("MoE", f"options.{complaint}")
         self.options = o = options
         e = self.num_experts = o.experts
         mlp = MLPSettings(
             activation=activation, bias=bias, dtype=dtype, rngs=rngs, out_scale=out_scale
         )
-        if o.router == "soft":
-            shape = (in_dim, e, o.soft_slots)
-            self.slots = param(rngs, fan_in(in_dim), shape, ("embed", "experts", None))
-            self.slot_scale = param(rngs, nnx.initializers.ones, (), ())
-        elif o.router == "hash":
-            if num_ids < 1:
-                raise ValueError("the hash router needs the number of token ids")
-            table = routing.hash_table(num_ids, e, max(o.k(train=True), o.k(train=False)))
-            self.table = Buffer(jnp.asarray(table), axes=(None, None))
-        else:
-            self.router = param(rngs, fan_in(in_dim), (in_dim, e), ("embed", None))
+        made = routers.make(o).variables(in_dim, num_ids=num_ids, rngs=rngs)
+        self.router_variables = tuple(made)
+        for name, variable in made.items():
+            setattr(self, name, variable)
         self.experts = Experts(e, in_dim, o.width(mlp_dim), out_dim, **mlp)
         if o.shared_experts:
             self.shared = Experts(1, in_dim, o.shared_experts * o.width(mlp_dim), out_dim, **mlp)
-        if o.bias_rate:
-            self.bias = Buffer(jnp.zeros((e,), jnp.float32), axes=(None,))
 
     @jax.named_scope("moe")
     def __call__(
@@ -89,100 +88,30 @@ class MoE(nnx.Module):
         Returns:
           The layer's output in x's dtype, and its statistics.
         """
-        soft = self.options.router == "soft"
-        size = x.shape[-2] if soft else self.options.group_size
-        ids = jnp.zeros(valid.shape, jnp.int32) if ids is None else ids
-        args = (_group(a, size, x.shape[:-1]) for a in (x, valid, kind, ids))
-        groups, valid_g, kind_g, ids_g = args
+        o, router = self.options, routers.make(self.options)
+        size = router.group_size(x.shape[-2])
+        args = (x, valid, kind) if ids is None else (x, valid, kind, ids)
+        groups, valid_g, kind_g, *ids_g = (_group(a, size, x.shape[:-1]) for a in args)
         groups = constrain(groups, ("group", None, None))
-        if soft:
-            y, gates, routed, kept, aux = self._soft(groups, valid_g)
-        else:
-            y, gates, routed, kept, aux = self._sparse(groups, valid_g, ids_g, key)
-        report = stats.collect(aux, gates, routed, kept, valid_g, kind_g, num_kinds)
-        if self.options.shared_experts:
+        values = {name: getattr(self, name)[...] for name in self.router_variables}
+        routing = router.route(values, groups, valid_g, ids=ids_g[0] if ids_g else None, key=key)
+        assignment = routing.assignment
+        if o.renormalize:
+            assignment = assignment.renormalize()
+        dispatcher = dispatch.make(
+            o.eval_dispatcher if key is None else o.dispatcher,
+            assignment,
+            backend=self.experts.backend(),
+            exchange_factor=o.exchange_factor,
+        )
+        y = dispatcher.run(self.experts, groups)
+        counts = assignment.counts(valid_g)
+        report = stats.collect(routing.losses, routing.gates, *counts, valid_g, kind_g, num_kinds)
+        if o.shared_experts:
             everyone = self.shared(groups[:, None])[:, 0]
             y = y + everyone * valid_g[..., None].astype(everyone.dtype)
         y = y.reshape(-1, y.shape[-1])[: valid.size].reshape(*x.shape[:-1], -1)
         return y.astype(x.dtype), report
-
-    def _sparse(self, x, valid, ids, key):
-        """Routing with assignments: top-k, expert choice, hash."""
-        o, e, train = self.options, self.num_experts, key is not None
-        k, factor = o.k(train=train), o.factor(train=train)
-        capacity = routing.capacity(x.shape[1], e, k, factor)
-        if o.router == "hash":
-            gates, assignment, aux = self._hashed(ids, valid, k, capacity)
-        else:
-            gates, aux = self._gates(x, valid, k, key)
-            with jax.named_scope("assign"):
-                if o.router == "expert_choice":
-                    assignment = routing.expert_choice(gates, capacity, valid=valid)
-                else:
-                    assignment = routing.top_k(
-                        gates,
-                        k,
-                        capacity,
-                        batch_priority=o.batch_priority,
-                        valid=valid,
-                        bias=self.bias[...] if o.bias_rate else None,
-                    )
-            if o.balance_weight:
-                aux["balance"] = losses.balance(gates, assignment.expert, valid)
-        if o.renormalize:
-            assignment = assignment.renormalized()
-        name = o.dispatcher if train else o.eval_dispatcher
-        y = dispatch.through_experts(
-            name, assignment, self.experts, x, e, capacity, o.exchange_factor
-        )
-        return y, gates, *assignment.counts(e, capacity, valid), aux
-
-    def _gates(
-        self,
-        x: Float[Array, "G M D"],
-        valid: Bool[Array, "G M"],
-        k: int,
-        key: jax.Array | None,
-    ) -> tuple[Float[Array, "G M E"], dict[str, jax.Array]]:
-        """Softmax of the (in training, noisy) logits, and the losses that need the logits."""
-        o = self.options
-        logits = router_logits(x, self.router[...])
-        noisy, std = logits, o.noise_std / self.num_experts
-        if key is not None and std:
-            noisy = logits + std * jax.random.normal(key, logits.shape)
-        aux = {}
-        if o.importance_weight:
-            aux["importance"] = losses.importance(jax.nn.softmax(logits), valid)
-        if o.load_weight and std:
-            aux["load"] = losses.load(logits, noisy, k, std, valid)
-        if o.z_weight:
-            aux["z"] = losses.z(logits, valid)
-        return jax.nn.softmax(noisy), aux
-
-    def _hashed(self, ids, valid, k: int, capacity: int):
-        """The table's experts, each with the weight 1/K."""
-        expert = self.table[...][ids][..., :k]
-        gates = jax.nn.one_hot(expert, self.num_experts, dtype=jnp.float32).sum(2) / k
-        weight = jnp.full(expert.shape, 1 / k, jnp.float32)
-        assignment = routing.assign(expert, weight, self.num_experts, capacity, valid=valid)
-        return gates, assignment, {}
-
-    def _soft(self, x: Float[Array, "G M D"], valid: Bool[Array, "G M"]):
-        """Soft MoE: slots are mixtures of a row's tokens (Puigcerver et al. 2023, alg. 1 and 2)."""
-
-        def unit(a: jax.Array, axis: int) -> jax.Array:
-            a = a.astype(jnp.float32)
-            return a * jax.lax.rsqrt(jnp.sum(jnp.square(a), axis, keepdims=True) + 1e-6)
-
-        slots = self.slot_scale[...] * unit(self.slots[...], 0)
-        logits = jnp.einsum("gmd,dec->gmec", unit(x, -1), slots, precision="highest")
-        mix, back = routing.soft(logits, valid)
-        buffers = jnp.einsum("gmec,gmd->gecd", mix.astype(x.dtype), x)
-        buffers = constrain(buffers, ("expert_group", "experts", None, None))
-        out = constrain(self.experts(buffers), ("group", None, None, None))
-        y = jnp.einsum("gmec,gecd->gmd", back, out, preferred_element_type=jnp.float32)
-        gates = back.sum(-1)
-        return y.astype(out.dtype), gates, gates, gates, {}
 
 
 def weighted_losses(options: MoEOptions, report: stats.MoEStats) -> Float[Array, "*L"]:

@@ -113,6 +113,8 @@ class Exchange:
             expert=jnp.where(there, expert, 0)[..., None].astype(jnp.int32),
             slot=jnp.where(there, slot, self.slots)[..., None].astype(jnp.int32),
             weight=there[..., None].astype(jnp.float32),
+            num_experts=here,
+            capacity=self.slots,
         )
 
     def send(

@@ -10,10 +10,12 @@ from typing import Required, TypedDict
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vimoe_jax.base.schema import FieldError, one_of
 from vimoe_jax.moe.products import choice, grouped
 from vimoe_jax.moe.products.segments import Backend, Segments
 from vimoe_jax.parallel.parameters import fan_in, param
@@ -37,11 +39,32 @@ class MLPSettings(TypedDict, total=False):
     out_scale: float
 
 
+def check_mlp(owner: str, activation: str, **dims: int) -> None:
+    """Refuses what no MLP can be made of.
+
+    Args:
+      owner: whose arguments these are.
+      activation: must be one of `ACTIVATIONS`.
+      dims: widths by the arguments' names, which must be positive.
+
+    Raises:
+      FieldError: a `ValueError` that names the argument.
+    """
+    if complaint := one_of(*ACTIVATIONS)(activation):
+        raise FieldError(owner, f"activation: {complaint}, not {activation!r}")
+    for name, value in dims.items():
+        if not isinstance(value, int | np.integer) or value < 1:
+            raise FieldError(owner, f"{name}: must be an int of at least 1, not {value!r}")
+
+
 class Experts(nnx.Module):
     """E MLPs of the same shape.
 
     Weights: `w_in` (E, D, I, F) with I = 2 for SwiGLU (gate first, then up) and 1 otherwise,
     `w_out` (E, F, D_out), and with `bias` also `b_in` (E, I, F) and `b_out` (E, D_out).
+
+    Raises:
+      FieldError: as `check_mlp`.
     """
 
     def __init__(
@@ -57,6 +80,14 @@ class Experts(nnx.Module):
         rngs: nnx.Rngs,
         out_scale: float = 1.0,
     ):
+        check_mlp(
+            "Experts",
+            activation,
+            num_experts=num_experts,
+            in_dim=in_dim,
+            mlp_dim=mlp_dim,
+            out_dim=out_dim,
+        )
         self.activation = activation
         self.dtype = dtype
         num_in, _ = ACTIVATIONS[activation]
@@ -101,7 +132,7 @@ class Experts(nnx.Module):
         return choice.backend(self.dtype, inner, width, self.w_out.shape[2])
 
     @jax.named_scope("experts")
-    def few(
+    def few_rows(
         self, x: Float[Array, "T D"], weight: Float[Array, "T E"]
     ) -> Float[Array, "T O"] | None:
         """The weighted sum over experts for a few tokens; None where no kernel is made for it."""

@@ -65,8 +65,8 @@ def load(
     """
     mask = _valid(valid, logits)
     noisy = noisy_logits.astype(jnp.float32)
-    expert, _ = routing.largest(jax.lax.stop_gradient(noisy), k)
-    threshold = routing.at(noisy, expert[..., -1:])
+    expert, _ = routing.find_largest(jax.lax.stop_gradient(noisy), k)
+    threshold = routing.gates_of(noisy, expert[..., -1:])
     chance = jax.scipy.stats.norm.sf((threshold - logits.astype(jnp.float32)) / noise_std)
     tokens = jnp.maximum(mask.sum(-1, keepdims=True), 1)
     mean = jnp.einsum("gme,gm->ge", chance, mask) / tokens

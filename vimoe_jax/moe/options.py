@@ -1,20 +1,39 @@
-"""What one MoE layer can be told (no JAX here: the configuration imports it)."""
+"""Settings of an MoE layer (no JAX here: the configuration imports it)."""
 
 from __future__ import annotations
 
-import dataclasses
+import re
 from collections.abc import Iterator
 
-from vimoe_jax.base.schema import at_least, field, more_than, one_of
+from vimoe_jax.base.schema import at_least, checked, field, more_than, nearest, one_of
+from vimoe_jax.moe import routers
 
 DISPATCHERS = ("gather", "einsum", "dropless")
-ROUTERS = ("top_k", "expert_choice", "soft", "hash")
-ACAUSAL = ("expert_choice", "soft")  # routers whose choice for a token depends on later tokens
 
 
-@dataclasses.dataclass(frozen=True)
+def _router(name: str) -> str | None:
+    return one_of(*routers.ROUTERS)(name)  # those that are registered by then
+
+
+def _placement(place: str | tuple[int, ...]) -> str | None:
+    if isinstance(place, tuple) or _PLACEMENT.fullmatch(place):
+        return None
+    number = re.search("[1-9][0-9]*$", place)
+    n = number[0] if number else "2"
+    near = nearest(place, ("all", f"every_{n}", f"last_{n}"))
+    return f"must be 'all', 'every_N', 'last_N' or a list of layers{near}"
+
+
+_PLACEMENT = re.compile("all|(every|last)_0*[1-9][0-9]*")
+
+
+@checked
 class MoEOptions:
-    """Settings of the MoE layers of one part of the model; `num_experts=0` keeps it dense."""
+    """Settings of the MoE layers of one part of the model; `num_experts=0` keeps it dense.
+
+    Raises:
+      FieldError: a `ValueError` of one line that names the field.
+    """
 
     num_experts: int = field(0, "E, experts a layer; 0 for a dense model.", at_least(0))
     experts_per_token: int = field(2, "K, experts each token is sent to.", at_least(1))
@@ -30,12 +49,13 @@ class MoEOptions:
     placement: str | tuple[int, ...] = field(
         "every_2",
         "Which layers: 'all', 'every_N' (N-1, 2N-1, …), 'last_N' of the odd ones, or a list.",
+        _placement,
     )
     router: str = field(
         "top_k",
         "Who chooses: tokens (top_k), experts (expert_choice), a table of token ids (hash), or "
         "nobody, all being mixed (soft).",
-        one_of(*ROUTERS),
+        _router,
     )
     capacity_factor: float = field(
         1.25, "Slots an expert has over an even share, in training.", more_than(0)
@@ -81,6 +101,11 @@ class MoEOptions:
     )
 
     @property
+    def traits(self) -> routers.Traits:
+        """What is known of the router."""
+        return routers.ROUTERS[self.router]
+
+    @property
     def experts(self) -> int:
         """E after `granularity`."""
         return self.num_experts * self.granularity
@@ -98,13 +123,27 @@ class MoEOptions:
         """The capacity factor; infinite where nothing may be dropped."""
         if train:
             return float("inf") if self.dispatcher == "dropless" else self.capacity_factor
-        if self.router == "expert_choice":  # room for all would mean all tokens for each expert
+        if self.traits.expert_choice:  # room for all would mean all tokens for each expert
             return self.eval_capacity_factor or self.capacity_factor
         return self.eval_capacity_factor or float("inf")
 
+    def conflicts(self) -> Iterator[str]:
+        """What is wrong with fields together, wherever the layer stands."""
+        if self.num_experts == 0:
+            return
+        for name in ("experts_per_token", "eval_experts_per_token"):
+            if getattr(self, name) > self.num_experts:
+                yield f"{name}: {getattr(self, name)} is more than num_experts = {self.num_experts}"
+        for name in routers.reserved():
+            if getattr(self, name) and name not in self.traits.accepts:
+                fitting = ", ".join(map(repr, routers.accepting(name)))
+                yield f"{name}: only the router {fitting} has it, not {self.router!r}"
+        if self.traits.expert_choice and self.dispatcher == "dropless":
+            yield f"dispatcher: 'dropless' has no capacity, which the router {self.router!r} needs"
+
 
 def complaints(options: MoEOptions, depth: int, mlp_dim: int, *, causal: bool) -> Iterator[str]:
-    """What is wrong with a combination of settings, each beginning with the field's name.
+    """What is wrong with options in their place, each complaint beginning with the field's name.
 
     Args:
       options: of one part of the model.
@@ -115,52 +154,49 @@ def complaints(options: MoEOptions, depth: int, mlp_dim: int, *, causal: bool) -
     o = options
     if o.num_experts == 0:
         return
-    for name in ("experts_per_token", "eval_experts_per_token"):
-        if getattr(o, name) > o.num_experts:
-            yield f"{name}: {getattr(o, name)} is more than num_experts = {o.num_experts}"
-    if causal and o.router in ACAUSAL:
+    if causal and not o.traits.causal:
         yield (
             f"router: {o.router!r} decides about a token by the tokens after it, which the causal "
             "decoder may not see; use it in the tower or the connector"
         )
-    hidden = o.mlp_dim or mlp_dim
-    if hidden % o.granularity:
-        yield f"granularity: {o.granularity} does not divide the hidden width {hidden}"
-    if o.router == "soft" and not o.soft_slots:
-        yield "soft_slots: the soft router needs a number of slots an expert"
-    if o.router != "top_k":
-        for name in ("bias_rate", "batch_priority"):
-            if getattr(o, name):
-                yield f"{name}: only the router 'top_k' has it, not {o.router!r}"
-    if o.router == "expert_choice" and o.dispatcher == "dropless":
-        yield "dispatcher: 'dropless' has no capacity, which the router 'expert_choice' needs"
+    yield from layer_complaints(o, mlp_dim)
     try:
         moe_layers(o, depth)
     except ValueError as e:
         yield f"placement: {e}"
 
 
+def layer_complaints(options: MoEOptions, mlp_dim: int) -> Iterator[str]:
+    """What is wrong with options for one layer, wherever it stands.
+
+    Args:
+      options: of the layer, with experts.
+      mlp_dim: hidden width of the dense MLP in its place.
+    """
+    o, hidden = options, options.mlp_dim or mlp_dim
+    if hidden % o.granularity:
+        yield f"granularity: {o.granularity} does not divide the hidden width {hidden}"
+    for name, meaning in o.traits.needs.items():
+        if not getattr(o, name):
+            yield f"{name}: the {o.router} router needs {meaning}"
+
+
 def moe_layers(options: MoEOptions, depth: int) -> tuple[bool, ...]:
     """For each of `depth` layers, whether it is an MoE layer.
 
     Raises:
-      ValueError: a placement that is not understood, or names a layer that does not exist.
+      ValueError: the placement names no layer, or one that does not exist.
     """
     if options.num_experts == 0:
         return (False,) * depth
-    place = options.placement
-    odd = range(1, depth, 2)
+    place, odd = options.placement, range(1, depth, 2)
     if isinstance(place, tuple):
         chosen = set(place)
     elif place == "all":
         chosen = set(range(depth))
-    elif place.startswith("every_") and place[6:].isdigit() and int(place[6:]) > 0:
-        n = int(place[6:])
-        chosen = set(range(n - 1, depth, n))
-    elif place.startswith("last_") and place[5:].isdigit() and int(place[5:]) > 0:
-        chosen = set(odd[-int(place[5:]) :])
     else:
-        raise ValueError(f"must be 'all', 'every_N', 'last_N' or a list of layers, not {place!r}")
+        word, n = place.split("_")
+        chosen = set(range(int(n) - 1, depth, int(n)) if word == "every" else odd[-int(n) :])
     if not chosen or not chosen <= set(range(depth)):
         raise ValueError(f"must name at least one of the layers 0 to {depth - 1}, not {place!r}")
     return tuple(i in chosen for i in range(depth))

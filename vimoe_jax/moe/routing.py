@@ -1,4 +1,4 @@
-"""Gates to an assignment: which token goes to which expert, and into which of its slots.
+"""Assignments: which token goes to which expert, and into which of its slots; and mixtures.
 
 Axes: G groups, M tokens in a group, E experts, K experts per token, C slots per expert and group.
 """
@@ -11,7 +11,6 @@ from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vimoe_jax.base import struct
@@ -27,30 +26,59 @@ class Assignment:
       expert: the chosen expert, in [0, E).
       slot: the place in that expert's buffer; a choice with `slot >= C` is dropped.
       weight: the combine weight, differentiable with respect to the gates; 0 for padding tokens.
+      num_experts: E.
+      capacity: C, slots of an expert in each group.
     """
 
     expert: Int[Array, "G M K"]
     slot: Int[Array, "G M K"]
     weight: Float[Array, "G M K"]
+    num_experts: int = struct.field(pytree_node=False)
+    capacity: int = struct.field(pytree_node=False)
 
-    def renormalized(self) -> Assignment:
+    def renormalize(self) -> Assignment:
         """The same with each token's weights divided by their sum."""
         total = self.weight.sum(-1, keepdims=True)
         return dataclasses.replace(self, weight=self.weight / jnp.maximum(total, 1e-9))
 
     def counts(
-        self, num_experts: int, capacity: int, valid: Bool[Array, "G M"]
+        self, valid: Bool[Array, "G M"]
     ) -> tuple[Float[Array, "G M E"], Float[Array, "G M E"]]:
         """How often each valid token was sent to each expert, and how often it found a slot."""
-        kept = (self.slot < capacity) & valid[..., None]
+        kept = (self.slot < self.capacity) & valid[..., None]
         # A choice that has no slot was dropped if it would have weighed anything; otherwise nobody
         # made it (an expert that did not choose the token).
         routed = kept | (self.weight > 0)
-        one_hot = jax.nn.one_hot(self.expert, num_experts, dtype=jnp.float32)
+        one_hot = jax.nn.one_hot(self.expert, self.num_experts, dtype=jnp.float32)
         return (
             jnp.einsum("gmk,gmke->gme", routed.astype(jnp.float32), one_hot),
             jnp.einsum("gmk,gmke->gme", kept.astype(jnp.float32), one_hot),
         )
+
+
+@struct.dataclass
+class Mixing:
+    """Slots that hold mixtures of tokens, where no one chooses (soft MoE).
+
+    Attributes:
+      dispatch: share of each token in each slot; 0 for padding tokens.
+      combine: share of each slot's result in each token's; sums to 1 per token, 0 for padding.
+    """
+
+    dispatch: Float[Array, "G M E C"]
+    combine: Float[Array, "G M E C"]
+
+    def renormalize(self) -> Mixing:
+        """The same: a token's weights sum to 1 already."""
+        return self
+
+    def counts(
+        self, valid: Bool[Array, "G M"]
+    ) -> tuple[Float[Array, "G M E"], Float[Array, "G M E"]]:
+        """How much of each token every expert gets, twice: nothing is dropped."""
+        del valid
+        share = self.combine.sum(-1)
+        return share, share
 
 
 def capacity(tokens: int, num_experts: int, k: int, factor: float, *, multiple_of: int = 4) -> int:
@@ -72,43 +100,6 @@ def capacity(tokens: int, num_experts: int, k: int, factor: float, *, multiple_o
     slots = -(-slots // multiple_of) * multiple_of
     # A token takes at most one slot of an expert, so that more than M slots are never filled.
     return min(slots, tokens)
-
-
-def top_k(
-    gates: Float[Array, "G M E"],
-    k: int,
-    capacity: int,
-    *,
-    batch_priority: bool = False,
-    valid: Bool[Array, "G M"] | None = None,
-    bias: Float[Array, "E"] | None = None,
-) -> Assignment:
-    """Sends every valid token to its K largest gates (V-MoE, Riquelme et al. 2021, §2 and §3.2).
-
-    Slots are filled by priority: all first choices before all second ones; within a choice in token
-    order or, with `batch_priority`, by the token's largest chosen gate, descending. What finds its
-    expert full is dropped. Padding tokens take no slot. Of equal gates, the lower expert comes
-    first.
-
-    Args:
-      gates: router probabilities, float32.
-      k: experts a token, at most E.
-      capacity: C, slots an expert has in each group.
-      batch_priority: order tokens by their largest gate (BPR) in place of their position.
-      valid: False for padding; all True if not given.
-      bias: added to the gates for choosing, not for combining (DeepSeek-V3's balancing).
-
-    Raises:
-      ValueError: `k` is not in [1, E] or `capacity` is below 1.
-    """
-    num_experts = gates.shape[-1]
-    if not 1 <= k <= num_experts:
-        raise ValueError(f"k must be between 1 and E = {num_experts}, not {k}")
-    scores = jax.lax.stop_gradient(gates if bias is None else gates + bias)
-    expert, values = largest(scores, k)
-    weight = _taken(gates, expert, values) if bias is None else at(gates, expert)
-    priority = jax.lax.stop_gradient(weight.max(-1)) if batch_priority else None
-    return assign(expert, weight, num_experts, capacity, priority=priority, valid=valid)
 
 
 def assign(
@@ -151,93 +142,10 @@ def assign(
         slot = jnp.take_along_axis(slot, jnp.argsort(order, axis=-1)[..., None], axis=1)
     if valid is not None:
         slot = jnp.where(valid[..., None], slot, capacity)
-    return Assignment(expert=expert, slot=slot, weight=weight)
+    return Assignment(expert, slot, weight, num_experts, capacity)
 
 
-def expert_choice(
-    gates: Float[Array, "G M E"], capacity: int, *, valid: Bool[Array, "G M"] | None = None
-) -> Assignment:
-    """Every expert takes the C tokens whose gates for it are largest (Zhou et al. 2022).
-
-    Loads are equal by construction; a token may be taken by any number of experts, or by none. Who
-    is taken depends on all tokens of the group, later ones too: not for causal models.
-
-    Args:
-      gates: router probabilities, float32.
-      capacity: C, tokens an expert takes of each group; C = M·factor/E in the paper. Where fewer
-        tokens are valid, it takes all of them.
-      valid: False for padding.
-
-    Returns:
-      An assignment with K = E, choice e being expert e; where the expert did not take the token,
-      `slot` is C and `weight` is 0.
-
-    Raises:
-      ValueError: `capacity` is below 1.
-    """
-    num_experts = gates.shape[-1]
-    if capacity < 1:
-        raise ValueError(f"capacity must be at least 1, not {capacity}")
-    score = jax.lax.stop_gradient(gates)
-    if valid is not None:
-        score = jnp.where(valid[..., None], score, -jnp.inf)
-    # A token's slot is its rank among its group's tokens: the sorting permutation, inverted.
-    order = jnp.argsort(-score, axis=1, stable=True)
-    slot = jnp.argsort(order, axis=1).astype(jnp.int32)
-    taken = slot < capacity
-    if valid is not None:
-        taken &= valid[..., None]
-    expert = jnp.broadcast_to(jnp.arange(num_experts, dtype=jnp.int32), gates.shape)
-    return Assignment(expert, jnp.where(taken, slot, capacity), jnp.where(taken, gates, 0))
-
-
-def hash_table(num_ids: int, num_experts: int, k: int, seed: int = 0) -> np.ndarray:
-    """A fixed random choice of K different experts for each token id (Hash layers, Roller 2021).
-
-    Ids are dealt out evenly: each expert is the first choice of as many ids as any other, give or
-    take one.
-
-    Returns:
-      int32 (num_ids, K).
-
-    Raises:
-      ValueError: `k` is not in [1, E].
-    """
-    if not 1 <= k <= num_experts:
-        raise ValueError(f"k must be between 1 and E = {num_experts}, not {k}")
-    rng = np.random.default_rng(seed)
-    first = rng.permutation(np.arange(num_ids) % num_experts)
-    # The other choices lie at different distances round the ring of experts: never the same twice.
-    steps = np.argsort(rng.random((num_ids, num_experts - 1)), axis=1)[:, : k - 1] + 1
-    return ((first[:, None] + np.pad(steps, ((0, 0), (1, 0)))) % num_experts).astype(np.int32)
-
-
-def soft(
-    logits: Float[Array, "G M E C"], valid: Bool[Array, "G M"] | None = None
-) -> tuple[Float[Array, "G M E C"], Float[Array, "G M E C"]]:
-    """Soft MoE (Puigcerver et al. 2023): every slot is a mixture of tokens, and the other way.
-
-    Args:
-      logits: affinity of each token and slot, float32.
-      valid: False for padding, which is in no mixture.
-
-    Returns:
-      dispatch, a softmax over the group's tokens; combine, a softmax over all slots.
-    """
-    flat = logits.reshape(*logits.shape[:2], -1)
-    combine = jax.nn.softmax(flat, axis=2)
-    if valid is None:
-        dispatch = jax.nn.softmax(flat, axis=1)
-    else:
-        mask = valid[..., None]
-        # A finite floor, and the mask again after it: a group without tokens gives 0, not NaN.
-        dispatch = jax.nn.softmax(jnp.where(mask, flat, -1e30), axis=1) * mask
-        combine = combine * mask
-    shape = logits.shape
-    return dispatch.reshape(shape), combine.reshape(shape)
-
-
-def largest(
+def find_largest(
     scores: Float[Array, "G M E"], k: int
 ) -> tuple[Int[Array, "G M K"], Float[Array, "G M K"]]:
     """Indices and values of the K largest, descending.
@@ -259,24 +167,11 @@ def largest(
     return jnp.stack(chosen, -1), jnp.stack(values, -1)
 
 
-def at(gates: Float[Array, "G M E"], expert: Int[Array, "G M K"]) -> Float[Array, "G M K"]:
+def gates_of(gates: Float[Array, "G M E"], expert: Int[Array, "G M K"]) -> Float[Array, "G M K"]:
     """The gates of chosen experts; by comparison rather than by indexing: its gradient is then no
     scatter."""
     one_hot = jax.nn.one_hot(expert, gates.shape[-1], dtype=gates.dtype)
     return jnp.sum(one_hot * gates[:, :, None], -1)
-
-
-@jax.custom_jvp
-def _taken(gates, expert, values):
-    """`at`, where the values are known already."""
-    del gates, expert
-    return values
-
-
-@_taken.defjvp
-def _taken_jvp(primals, tangents):
-    _, expert, values = primals
-    return values, at(tangents[0], expert)
 
 
 _FEW = 512  # entries up to which each is compared with each

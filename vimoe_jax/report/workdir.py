@@ -83,7 +83,9 @@ class Run:
             place = options.get("placement", "all")
             place = tuple(place) if isinstance(place, list) else place
             count, cuts = options["num_experts"], options.get("granularity", 1)
-            known = MoEOptions(num_experts=count, granularity=cuts, placement=place)
+            known = MoEOptions(
+                num_experts=count, experts_per_token=1, granularity=cuts, placement=place
+            )
             if not (1 <= known.experts < 1e6 and 1 <= depth <= _MOST_LAYERS):
                 return 0, []
             layers = moe_layers(known, depth)

@@ -13,14 +13,14 @@ import dataclasses
 import numpy as np
 
 from vimoe_jax.base.errors import UserError
-from vimoe_jax.base.schema import at_least, between, field, one_of
-from vimoe_jax.moe import routing
+from vimoe_jax.base.schema import at_least, between, checked, field, one_of
 from vimoe_jax.moe.options import MoEOptions
+from vimoe_jax.moe.routers import hash as hash_router
 
 METHODS = ("copy", "noise", "drop", "granular", "importance")
 
 
-@dataclasses.dataclass(frozen=True)
+@checked
 class Upcycling:
     """How to upcycle; each field is an option of the command."""
 
@@ -141,7 +141,7 @@ def check(how: Upcycling, o: MoEOptions, width: int, path: str) -> None:
             f"{path}.num_experts: {o.experts} experts do not make whole groups of {shards} "
             f"shards (dense width {width}, expert width {own})"
         )
-    if o.router in ("soft", "expert_choice"):
+    if not o.traits.token_choice:
         return
     for train, name in ((True, "experts_per_token"), (False, "eval_experts_per_token")):
         if o.k(train=train) % shards:
@@ -223,7 +223,7 @@ def _units(source: np.ndarray, scale: np.ndarray | float, bias: float) -> Units:
 def hash_table(o: MoEOptions, num_ids: int, shards: int) -> np.ndarray:
     """The hash router's table, each choice being a whole virtual group: int32 (num_ids, K)."""
     k = max(o.k(train=True), o.k(train=False)) // shards
-    groups = routing.hash_table(num_ids, o.experts // shards, k)
+    groups = hash_router.hash_table(num_ids, o.experts // shards, k)
     members = groups[..., None] * shards + np.arange(shards)
     return members.reshape(num_ids, -1).astype(np.int32)
 
@@ -241,14 +241,14 @@ def preserves(how: Upcycling, o: MoEOptions, width: int, *, train: bool) -> list
     moving = {"noise": how.noise, "drop": how.drop_fraction, "importance": o.width(width) != width}
     if moving.get(how.method):
         reasons.append(f"method {how.method}")
-    if o.router == "soft":
-        reasons.append("the soft router mixes tokens")
-    elif not o.renormalize and o.router != "hash":
+    if o.traits.mixes:
+        reasons.append(f"the {o.router} router mixes tokens")
+    elif o.traits.gated and not o.renormalize:
         reasons.append("renormalize=False scales by the chosen gates' sum")
-    if o.router != "soft" and np.isfinite(o.factor(train=train)):
+    if not o.traits.mixes and np.isfinite(o.factor(train=train)):
         name = "capacity_factor" if train or not o.eval_capacity_factor else "eval_capacity_factor"
         reasons.append(f"{name}={o.factor(train=train):g} may drop tokens")
-    noisy = train and o.noise_std and o.router in ("top_k", "expert_choice")
+    noisy = train and o.noise_std and o.traits.gated
     if noisy and how.method != "importance" and width // o.width(width) > 1:
         reasons.append("router noise breaks up groups of shards (noise_std=0 does not)")
     return reasons

@@ -12,13 +12,14 @@ import pytest
 from flax import nnx
 
 from tests.moe.products import kernels
-from vimoe_jax.moe import dispatch, routing
+from vimoe_jax.moe import dispatch
 from vimoe_jax.moe.experts import Experts
 from vimoe_jax.moe.products import choice, grouped, hopper, proof
 from vimoe_jax.moe.products.check import check
 from vimoe_jax.moe.products.choice import tile_rows
 from vimoe_jax.moe.products.findings import outside_traces
 from vimoe_jax.moe.products.segments import Segments, num_rows
+from vimoe_jax.moe.routers.top_k import top_k
 
 D, F = 5, 6
 TILE = 8
@@ -401,8 +402,9 @@ def test_the_layer_on_kernels_is_the_layer_in_float32(
         state = jax.tree.map(lambda a: a.astype(jnp.bfloat16).astype(jnp.float32), state)
 
         def loss(x, gates, state):
-            a = routing.top_k(gates, k, capacity, valid=valid)
-            y = dispatch.through_experts(name, a, nnx.merge(graph, state), x, 5, capacity)
+            a = top_k(gates, k, capacity, valid=valid)
+            experts = nnx.merge(graph, state)
+            y = dispatch.make(name, a, backend=experts.backend()).run(experts, x)
             return jnp.sum(y.astype(jnp.float32) * target), y
 
         args = (x.astype(dtype), gates, state)
