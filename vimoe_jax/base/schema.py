@@ -85,7 +85,7 @@ def nearest(name: Any, names: typing.Iterable[Any]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(field,))
+@typing.dataclass_transform(frozen_default=True)
 def checked(cls: type[T]) -> type[T]:
     """Class decorator: a frozen dataclass that checks the fields of each object that is made.
 
@@ -96,14 +96,14 @@ def checked(cls: type[T]) -> type[T]:
     Making an object raises `FieldError` on an unknown field (with the nearest right name), a wrong
     type, a failed check, a conflict.
     """
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    make = cls.__init__
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
+    make, fields = made.__init__, dataclasses.fields(made)
 
     @functools.wraps(make)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         _refuse_unknown(cls, kwargs, cls.__name__)
         make(self, *args, **kwargs)
-        for f in dataclasses.fields(cls):
+        for f in fields:
             value = _check(getattr(self, f.name), f, _hints(cls)[f.name], cls.__name__)
             object.__setattr__(self, f.name, value)
         for complaint in getattr(self, "conflicts", tuple)():
@@ -217,7 +217,7 @@ def check_name(cls: type, name: str) -> None:
             raise UserError(f"--config.{name}: {done[:-1]} has no fields of its own")
         hints = _hints(typing.cast(type, group))
         if word not in hints:
-            raise UserError(f"--config.{name}: no field {done}{word}{_nearest(word, hints)}")
+            raise UserError(f"--config.{name}: no field {done}{word}{nearest(word, hints)}")
         group = hints[word]
         done += f"{word}."
 
