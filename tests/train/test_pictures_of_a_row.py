@@ -16,7 +16,7 @@ SIZE = [
     "model.decoder.num_heads=2", "model.decoder.num_kv_heads=1", "model.decoder.head_dim=8",
     "model.decoder.mlp_dim=16", "model.decoder.depth=2", "model.decoder.moe.mlp_dim=16",
     "model.decoder.moe.num_experts=4", "model.decoder.moe.group_size=64", "train.batch_size=4",
-    "train.log_every=1", "data.vocab_size=320", "data.text_length=48", "eval.batch_size=4",
+    "train.log_every=1", "data.vocab_size=308", "data.text_length=48", "eval.batch_size=4",
     "eval.max_new_tokens=4",
 ]  # fmt: skip
 
