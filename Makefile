@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Large pages for XLA's buffers: without them every step on a CPU takes thousands of page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: run test test-all lint bench clean
+.PHONY: run test test-all cover lint bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/python -m vimoe_jax.data.prepare --dataset=viscenes --data_dir=data
@@ -21,9 +21,13 @@ test: $(VENV)/.installed-dev
 test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+cover: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" --cov --cov-report=term
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.spine
@@ -32,7 +36,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.questions
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) .cache build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 SIZES = ((640, 480), (640, 427), (480, 640), (640, 426), (500, 375), (427, 640))
 NOUNS = ("con mèo", "chiếc xe đạp", "người đàn ông", "cái bàn", "quả bóng", "toà nhà", "con chó")
 COLOURS = ("đỏ", "xanh lá", "trắng", "đen", "vàng", "nâu")
-TEXT_LENGTH = 96
+TEXT_LENGTH, PATCH = 96, 16
 MIB = 2**20
 MODELS = {
     "small": dict(
@@ -126,7 +126,7 @@ class ManyRecords:
 
     def __getitem__(self, index: int) -> Record:
         qa = QA(f"q{index}", "vqa", "con mèo màu gì", ("màu đen",))
-        return Record(f"{index}.jpg", self.picture, (qa,))
+        return Record(f"{index}.jpg", (self.picture,), (qa,))
 
 
 def bare(paths: list[str], size: int) -> int:
@@ -152,7 +152,11 @@ class Bench:
     def batches(self, workers: int, source: Any = None, **options: Any) -> Iterator[Any]:
         """`train_batches`, closed in the end."""
         settings = dict(
-            image_size=self.args.size, text_length=TEXT_LENGTH, batch_size=self.args.batch, seed=0
+            image_size=self.args.size,
+            patches=(self.args.size // PATCH) ** 2,
+            text_length=TEXT_LENGTH,
+            batch_size=self.args.batch,
+            seed=0,
         )
         opened = pipeline.train_batches(
             source or self.source, self.tokenizer, workers=workers, **(settings | options)
@@ -174,7 +178,7 @@ class Bench:
         count = -(-self.args.pictures // self.args.batch)
         pairs, start, cpu = 0, time.perf_counter(), time.process_time()
         for _ in range(count):
-            pairs += int(next(batches)["segments"].max(1).sum())
+            pairs += int(next(batches).segments.max(1).sum())
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         rows = count * self.args.batch
         # Until the buffers are full again: what runs next should have the cores to itself.
@@ -284,7 +288,6 @@ class Bench:
         """Seconds a step on the pipeline's batches and on a constant one."""
         import jax
 
-        from vimoe_jax.data.batch import STEP_KEYS
         from vimoe_jax.parallel.mesh import make_mesh, to_mesh
 
         c = configuration(self.args, self.tokenizer.vocab_size)
@@ -295,8 +298,7 @@ class Bench:
         with self.batches(**options) as batches:
 
             def fetch() -> Any:
-                batch = next(batches)
-                return to_mesh({key: batch[key] for key in STEP_KEYS}, mesh)
+                return to_mesh(next(batches).for_step(), mesh)
 
             constant = fetch()
             for turn in range(self.args.rounds + 1):  # the first one compiles
@@ -329,7 +331,7 @@ def configuration(args: argparse.Namespace, vocab_size: int) -> Config:
     from vimoe_jax import config
 
     model, c = MODELS[args.model], config.defaults()
-    c.model.image_size, c.model.patch_size, c.model.dtype = args.size, 16, model["dtype"]
+    c.model.image_size, c.model.patch_size, c.model.dtype = args.size, PATCH, model["dtype"]
     c.model.vision.update(model["vision"])
     c.model.decoder.update({"vocab_size": vocab_size} | model["decoder"])
     c.train.batch_size, c.data.text_length = model["batch"], TEXT_LENGTH

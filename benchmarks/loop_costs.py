@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from vimoe_jax.data.batch import Batch
+
 GOALS = {"logged": 0.005, "saved": 0.02}  # of a step's time
 NEVER = 1 << 30  # steps
 LINE = 20  # steps between two lines
@@ -33,13 +35,13 @@ LINE = 20  # steps between two lines
 class Constant:
     """One batch for ever, as `pipeline.TrainBatches` gives them."""
 
-    def __init__(self, batch: dict[str, np.ndarray]):
+    def __init__(self, batch: Batch):
         self._batch, self._count = batch, 0
 
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> Batch:
         self._count += 1
         return self._batch
 

@@ -21,26 +21,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vimoe_jax.config import Model
+from vimoe_jax.data.batch import Batch
+
 CONFIG = "configs/moe_small.py"
 VOCAB = 640  # what moe_small's tokenizer is rounded up to
 STEPS = 3  # a round
 
 
-def batch(rows: int, questions: int, tokens: int, size: int) -> dict[str, Any]:
+def batch(rows: int, questions: int, tokens: int, c: Model) -> Batch:
     """Random rows of `questions` segments of `tokens` tokens; half of each is the answer."""
-    import numpy as np
-
     rng, length = np.random.default_rng(0), questions * tokens
     place = np.tile(np.arange(tokens, dtype=np.int32), questions)
     number = np.repeat(np.arange(1, questions + 1, dtype=np.int32), tokens)
-    return {
-        "image": rng.integers(0, 256, (rows, size, size, 3), dtype=np.uint8),
-        "tokens": rng.integers(0, VOCAB, (rows, length), dtype=np.int32),
-        "targets": rng.integers(0, VOCAB, (rows, length), dtype=np.int32),
-        "weights": np.tile((place >= tokens // 2).astype(np.float32), (rows, 1)),
-        "segments": np.tile(number, (rows, 1)),
-        "positions": np.tile(place, (rows, 1)),
-    }
+    return Batch.picture_first(
+        rng.integers(0, 256, (rows, c.image_size, c.image_size, 3), dtype=np.uint8),
+        c.num_patches,
+        tokens=rng.integers(0, VOCAB, (rows, length), dtype=np.int32),
+        targets=rng.integers(0, VOCAB, (rows, length), dtype=np.int32),
+        weights=np.tile((place >= tokens // 2).astype(np.float32), (rows, 1)),
+        segments=np.tile(number, (rows, 1)),
+        positions=np.tile(place, (rows, 1)),
+    )
 
 
 def stepper(rows: int, questions: int, tokens: int) -> Callable[[], Any]:
@@ -57,7 +61,7 @@ def stepper(rows: int, questions: int, tokens: int) -> Callable[[], Any]:
     mesh, blueprint = make_mesh({}, jax.devices()[:1]), Blueprint.create(c.model, VOCAB)
     program = Program.create(c, blueprint, mesh)
     state, step = program.init(jax.random.key(0)), program.step()
-    inputs = to_mesh(batch(rows, questions, tokens, c.model.image_size), mesh)
+    inputs = to_mesh(batch(rows, questions, tokens, c.model), mesh)
 
     def call() -> Any:
         nonlocal state

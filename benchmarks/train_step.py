@@ -124,20 +124,23 @@ def configuration(v: Variant) -> Config:
     return config.resolve(c.to_dict())
 
 
-def random_batch(c: Config, vocab: int) -> dict[str, Any]:
+def random_batch(c: Config, vocab: int) -> Batch:
     """What a step reads: every text token has a weight, one segment a row."""
     import numpy as np
 
+    from vimoe_jax.data.batch import Batch
+
     rng = np.random.default_rng(0)
     b, s, size = c.train.batch_size, c.data.text_length, c.model.image_size
-    return {
-        "image": rng.integers(0, 256, (b, size, size, 3), dtype=np.uint8),
-        "tokens": rng.integers(0, vocab, (b, s), dtype=np.int32),
-        "targets": rng.integers(0, vocab, (b, s), dtype=np.int32),
-        "weights": np.ones((b, s), np.float32),
-        "segments": np.ones((b, s), np.int32),
-        "positions": np.broadcast_to(np.arange(s, dtype=np.int32), (b, s)),
-    }
+    return Batch.picture_first(
+        rng.integers(0, 256, (b, size, size, 3), dtype=np.uint8),
+        c.model.num_patches,
+        tokens=rng.integers(0, vocab, (b, s), dtype=np.int32),
+        targets=rng.integers(0, vocab, (b, s), dtype=np.int32),
+        weights=np.ones((b, s), np.float32),
+        segments=np.ones((b, s), np.int32),
+        positions=np.broadcast_to(np.arange(s, dtype=np.int32), (b, s)),
+    )
 
 
 def seconds_each(call: Callable[[], Any], rounds: int, calls: int) -> list[float]:
@@ -220,7 +223,7 @@ def measure(v: Variant) -> dict[str, Any]:
     sent: dict[str, int] = {}
     for one in collectives(step.as_text(), mesh) if v.mesh else ():
         sent[one.kind] = sent.get(one.kind, 0) + one.sent
-    rows, patches = c.train.batch_size, (c.model.image_size // c.model.patch_size) ** 2
+    rows, patches = c.train.batch_size, c.model.num_patches
     record = {
         "name": v.name(),
         "device": devices[0].device_kind,

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.upcycling_report import ARMS, merged, report
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def drawn(split: str, numbers: Iterable[int]) -> list[Record]:
         qa += [
             QA(f"{name}/{i}", task, a.question, (a.answer,), a.type) for i, a in enumerate(asked, 1)
         ]
-        records.append(Record(name, png.getvalue(), tuple(qa)))
+        records.append(Record(name, (png.getvalue(),), tuple(qa)))
     return records
 
 
@@ -109,10 +110,17 @@ def rows(
     from vimoe_jax.data.rows import RowMaker
 
     records = drawn(split, numbers)
-    make = RowMaker(records, tokenizer, c.model.image_size, c.data.text_length, cache_images=True)
+    make = RowMaker(
+        records,
+        tokenizer,
+        c.model.image_size,
+        c.data.text_length,
+        c.model.num_patches,
+        cache_images=True,
+    )
     made = [[make(i, seed) for seed in range(draws)] for i in range(len(records))]
     text = {name: np.stack([[d[name] for d in row] for row in made]) for name in TEXT}
-    return {"image": np.stack([row[0]["image"] for row in made])} | text
+    return {"pictures": np.stack([row[0]["pictures"] for row in made])} | text
 
 
 class Pool:
@@ -124,12 +132,12 @@ class Pool:
         with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as processes:
             parts = list(processes.map(rows, itertools.repeat(split), chunks, *same))
         whole = {
-            name: np.concatenate([part.pop(name) for part in parts]) for name in (*TEXT, "image")
+            name: np.concatenate([part.pop(name) for part in parts]) for name in (*TEXT, "pictures")
         }
-        self.images = whole.pop("image")
+        self.images = whole.pop("pictures")
         self.text = whole
 
-    def batch(self, number: int, size: int, seed: int) -> dict[str, np.ndarray]:
+    def batch(self, number: int, size: int, seed: int) -> Batch:
         """A batch is a function of (number, seed); each epoch has its own order and draws."""
         count = len(self.images)
         places = np.arange(number * size, (number + 1) * size)
@@ -142,21 +150,14 @@ class Pool:
         ]
         pictures, draws = (np.array(x) for x in zip(*picked, strict=True))
         draws = draws % next(iter(self.text.values())).shape[1]
-        return {
-            "image": self.images[pictures],
-            **{n: t[pictures, draws] for n, t in self.text.items()},
-        }
+        text = {n: t[pictures, draws] for n, t in self.text.items()}
+        return Batch(pictures=self.images[pictures], **text)
 
-    def whole(self, size: int) -> list[dict[str, np.ndarray]]:
+    def whole(self, size: int) -> list[Batch]:
         """Every picture once, first draw, in whole batches."""
         starts = range(0, len(self.images) - size + 1, size)
-        return [
-            {
-                "image": self.images[i : i + size],
-                **{n: t[i : i + size, 0] for n, t in self.text.items()},
-            }
-            for i in starts
-        ]
+        first = Batch(pictures=self.images, **{n: t[:, 0] for n, t in self.text.items()})
+        return [first.rows(i, i + size) for i in starts]
 
 
 def configuration(size: Size, arm: str, steps: int) -> Config:

@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 _GRACE = 60.0  # seconds that processes have to notice that one is gone
 
@@ -158,7 +158,9 @@ class _Job:
             self._processes.append(process)
             if self._signals:
                 process.send_signal(self._signals[-1])
-        shown = threading.Thread(target=_show, args=(self._processes[0], logs[0]), daemon=True)
+        shown = threading.Thread(
+            target=_show, args=(self._processes[0].stdout, logs[0]), daemon=True
+        )
         shown.start()
         code = self._wait()
         shown.join()
@@ -180,9 +182,9 @@ class _Job:
         return 2 if 2 in codes else next(iter(codes), 0)
 
 
-def _show(process: subprocess.Popen, log: BinaryIO) -> None:
+def _show(output: IO[bytes], log: BinaryIO) -> None:
     """Copies a process's output to its log and to stdout."""
-    for line in iter(process.stdout.readline, b""):
+    for line in iter(output.readline, b""):
         log.write(line)
         log.flush()
         sys.stdout.buffer.write(line)

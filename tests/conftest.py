@@ -1,4 +1,4 @@
-"""Shared set-up: eight simulated CPU devices, real data if it is there."""
+"""Shared set-up: eight simulated CPU devices, checked shapes, kept programs, real data if there."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,18 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# Programs compiled by an earlier run, or by another process of this one; processes that tests start
+# inherit it. `make clean` removes it.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache/jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 import pytest
 
+from tests import typed
+
 ROOT = Path(__file__).parent.parent
+typed.install()
 
 
 @pytest.fixture(scope="session")

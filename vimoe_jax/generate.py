@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from vimoe_jax.answer.__main__ import main
-from vimoe_jax.base.errors import exit_on_user_error
+from vimoe_jax.answer.__main__ import COMMAND
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        sys.exit(main(sys.argv[1:]))
+    COMMAND.run()

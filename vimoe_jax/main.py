@@ -1,80 +1,77 @@
-"""The main job: trains from a config, resumes, evaluates, reports.
+"""Trains the model that a config file describes, then answers the test splits and reports.
 
-python -m vimoe_jax.main --config=configs/moe_small.py [--workdir=DIR] [--config.FIELD=VALUE …]
+    python -m vimoe_jax.main --config=configs/moe_small.py --config.train.steps=100
+    python -m vimoe_jax.main --config=configs/moe_10b.py --plan --topology=v5p:8x8x4
 
-With --coordinator, --num_processes and --process_id, or where the platform says as much, this is
-one of several processes of one run (docs/launch.md).
+The report is WORKDIR/report.html. Run again with the same workdir to resume; SIGTERM or Ctrl-C
+saves and stops.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from vimoe_jax.base import cli
+from vimoe_jax.base import cli, values
 from vimoe_jax.base.errors import UserError
-from vimoe_jax.config import describe, load
+from vimoe_jax.base.schema import between
+from vimoe_jax.config import Config, describe, load
 from vimoe_jax.parallel import distributed
 
-_HELP = """\
-usage: python -m vimoe_jax.main --config=FILE [--workdir=DIR] [--config.FIELD=VALUE ...]
-       python -m vimoe_jax.main --config=FILE --plan [--topology=NAME] [--out=FILE.json]
 
-Trains the model that FILE describes, then answers the test splits and writes DIR/report.html.
-Run again with the same DIR to resume; SIGTERM or Ctrl-C saves and stops.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(distributed.Options):
+    """The command's options."""
 
-  --config=FILE           a Python file with get_config(), such as configs/moe_small.py
-  --workdir=DIR           where everything is written; runs/NAME-OF-THE-CONFIG if not given
-  --config.FIELD=VALUE    overrides a field, for example --config.train.steps=100
-  --stopped_code=N        exit code after a signal, 0 if not given: for whoever starts it again
-  --plan                  only says what the run would need of memory, time and network
-  --topology=NAME         the devices to plan for, v5p:8x8x4 or h100:8; if not given, this machine's
-  --out=FILE.json         where the plan is written as JSON too
+    config: Path = cli.option(
+        values.path,
+        "FILE",
+        "a Python file with get_config(), for example --config=configs/moe_small.py",
+    )
+    workdir: Path | None = cli.option(
+        values.path,
+        "DIR",
+        "where everything is written; runs/NAME-OF-THE-CONFIG if not given",
+        default=None,
+    )
+    stopped_code: int = cli.option(
+        values.whole,
+        "N",
+        "exit code after a signal, for whoever starts it again",
+        between(0, 255),
+        default=0,
+    )
+    plan: bool = cli.flag("only says what the run would need of memory, time and network")
+    topology: str = cli.option(
+        str,
+        "NAME",
+        "with --plan: the devices to plan for, v5p:8x8x4 or h100:8; if not given, this machine's",
+        default="",
+    )
+    out: Path | None = cli.option(
+        values.path, "FILE.json", "with --plan: where it is written as JSON too", default=None
+    )
 
-Several processes as one run (docs/launch.md); Slurm, Cloud TPU and GKE need none of these:
 
-  --coordinator=HOST:PORT where process 0 listens; or the variable JAX_COORDINATOR_ADDRESS
-  --num_processes=N       how many there are; or JAX_NUM_PROCESSES
-  --process_id=I          which one this is, from 0; or JAX_PROCESS_ID
-  --initialization_timeout=SECONDS  to wait for the others at the start, 300 if not given
-
-Fields, with their defaults:
-"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or "--help" in argv or "-h" in argv:
-        print(_HELP + "\n".join(describe()))
-        return 0 if argv else 2
-    words = ["--plan=true" if word == "--plan" else word for word in argv]
-    names = ("config", "workdir", "stopped_code", "plan", "topology", "out", *distributed.OPTIONS)
-    options, overrides = cli.parse(words, names)
-    if "config" not in options:
-        raise UserError("--config: which config file? (for example --config=configs/moe_small.py)")
-    config = load(options["config"], overrides)
-    if options.get("plan", "false") not in ("true", "false"):
-        raise UserError(f"--plan: must be true or false, not {options['plan']!r}")
-    if options.get("plan") == "true":
+def execute(options: Options) -> int:
+    """Trains, evaluates and reports, or plans."""
+    config = load(options.config, options.overrides)
+    if options.plan:
         from vimoe_jax import plan
 
-        return plan.main(config, options.get("topology", ""), options.get("out", ""))
-    if "topology" in options:
+        return plan.main(config, options.topology, str(options.out or ""))
+    if options.topology:
         raise UserError("--topology: only with --plan; a run takes the devices that are there")
-    if "out" in options:
+    if options.out:
         raise UserError("--out: only with --plan; a run writes into its --workdir")
-    stopped_code = options.get("stopped_code", "0")
-    if not stopped_code.isdecimal() or int(stopped_code) > 255:
-        raise UserError(f"--stopped_code: must be a number up to 255, not {stopped_code!r}")
-    workdir = Path(options.get("workdir") or f"runs/{Path(options['config']).stem}")
-    command = f"python -m vimoe_jax.main {shlex.join(argv)}"
-    return 0 if _run(config, workdir, command, options) else int(stopped_code)
+    workdir = options.workdir or Path("runs") / options.config.stem
+    command = f"python -m vimoe_jax.main {shlex.join(options.argv)}"
+    return 0 if _run(config, workdir, command, options) else options.stopped_code
 
 
-def _run(config, workdir: Path, command: str, options: dict[str, str]) -> bool:
+def _run(config, workdir: Path, command: str, options: Options) -> bool:
     """Trains and evaluates; False if a signal came meanwhile."""
     from vimoe_jax.train.guard import Interrupt
 
@@ -89,6 +86,8 @@ def _run(config, workdir: Path, command: str, options: dict[str, str]) -> bool:
 def _train(config, workdir: Path, command: str, interrupt) -> bool:
     import jax
 
+    from vimoe_jax.base.files import write_text
+    from vimoe_jax.run import overview
     from vimoe_jax.run.workdir import device_name, start_run
     from vimoe_jax.scores import captions
     from vimoe_jax.train.loop import Trainer
@@ -99,6 +98,9 @@ def _train(config, workdir: Path, command: str, interrupt) -> bool:
     run = start_run(config, workdir)
     sizes = run.blueprint.num_parameters(), run.blueprint.num_active_parameters()
     _say(f"{workdir}: {sizes[0]:,} parameters, {sizes[1]:,} active, on {device_name()}")
+    if distributed.is_lead() and (table := overview.parameter_table(run.blueprint)):
+        write_text(workdir / overview.FILE, table + "\n")
+        _say(table)
     trainer = Trainer(run, interrupt)
     finished = trainer.train() and _evaluate(run, trainer, interrupt)
     trainer.checkpoints.close()
@@ -119,7 +121,7 @@ def _evaluate(run, trainer, interrupt) -> bool:
     from vimoe_jax.answer.answerer import Interrupted
     from vimoe_jax.base.files import write_json
     from vimoe_jax.data import sources
-    from vimoe_jax.evaluate.run import evaluate_split
+    from vimoe_jax.evaluate.run import Evaluator
     from vimoe_jax.report import page
     from vimoe_jax.run.log import MetricWriter
     from vimoe_jax.run.workdir import device_name
@@ -136,14 +138,14 @@ def _evaluate(run, trainer, interrupt) -> bool:
         write_json(run.workdir / "summary.json", summary)
     if c.eval.at_end:
         metrics = {}
-        params = trainer.state.all_params()
+        evaluator = Evaluator(run, trainer.state.all_params())
         try:
             main = (c.data.test_splits[0] or "all") if c.data.test_splits else ""
             for entry in c.data.test_splits:
                 for split in sources.eval_splits(c.data, entry, quiet=True):
                     named = f"eval_{split.name.removeprefix('test_')}"
                     prefix = "eval" if split.name == main else named
-                    scores = evaluate_split(run, params, split, stop=interrupt.agreed)
+                    scores = evaluator.evaluate(split, stop=interrupt.agreed)
                     metrics |= {f"{prefix}/{name}": value for name, value in scores.items()}
         except Interrupted:
             return False
@@ -163,6 +165,15 @@ def _print_scores(metrics: dict[str, float]) -> None:
             print(f"{name} = {value:.4f}")
 
 
+def _fields() -> str:
+    return "\n".join(["Fields of the configuration, with their defaults:", "", *describe()])
+
+
+COMMAND = cli.Command(
+    "vimoe_jax.main", Options, execute, __doc__, config=Config, more=_fields,
+    ending=distributed.exit_as_one, bare_code=2,
+)  # fmt: skip
+main = COMMAND.main
+
 if __name__ == "__main__":
-    with distributed.exit_as_one():
-        sys.exit(main())
+    COMMAND.run()

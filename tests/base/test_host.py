@@ -7,7 +7,7 @@ import pytest
 
 _COUNT = """
 import ctypes, resource, sys
-from vimoe_jax import host
+from vimoe_jax.base import host
 changed = host.keep_memory() if sys.argv[1] == "keep" else False
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

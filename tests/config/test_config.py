@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from vimoe_jax import config
-from vimoe_jax.base import cli, schema
+from vimoe_jax.base import schema
 from vimoe_jax.base.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CONFIG = ROOT / "configs/moe_small.py"
 
 
@@ -80,6 +80,14 @@ def test_broken_files_name_the_line(tmp_path, text, complaint):
     assert complaint in str(e.value)
 
 
+def test_names_of_fields():
+    schema.check_name(config.Config, "model.decoder.moe.num_experts")
+    with pytest.raises(UserError, match=r"--config\.optim\.lerning_rate: .*'learning_rate'"):
+        schema.check_name(config.Config, "optim.lerning_rate")
+    with pytest.raises(UserError, match=r"--config\.seed\.x: seed has no fields of its own"):
+        schema.check_name(config.Config, "seed.x")
+
+
 def test_overrides_are_typed():
     c = config.load(
         CONFIG,
@@ -101,17 +109,6 @@ def test_every_field_says_what_it_means():
     lines = list(config.describe())
     assert len(lines) > 80
     assert all(len(line.split("\n")[1].strip()) > 5 for line in lines)
-
-
-def test_cli_names_the_nearest_option():
-    assert cli.parse(["--config=a", "--config.x.y", "3"], ("config",)) == (
-        {"config": "a"},
-        [("x.y", "3")],
-    )
-    with pytest.raises(UserError, match="did you mean --workdir"):
-        cli.parse(["--wrkdir=x"], ("config", "workdir"))
-    with pytest.raises(UserError, match="needs a value"):
-        cli.parse(["--config"], ("config",))
 
 
 MODULES = ["main", "generate", "evaluate", "data.prepare", "data.tokenizer"]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vimoe_jax.config.mixture import Part, parse
+from vimoe_jax.config.mixture import Component, parse
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.data.evaluation import eval_batches
 from vimoe_jax.data.lengths import suggest_lengths
 from vimoe_jax.data.mixture import Mixture
@@ -44,7 +45,7 @@ class Pictures:
         key = f"{self.name}{index}"
         captions = (f"{key} một", f"{key} hai", f"{key} ba")
         asked = QA(f"{key}/0", "vqa", f"{key} là gì", ("có", "đúng"), explanations=("trời mưa",))
-        return Record(key, png(), (asked, QA(f"{key}/1", "caption", "", captions)))
+        return Record(key, (png(),), (asked, QA(f"{key}/1", "caption", "", captions)))
 
 
 def mixed(text, *counts, style="", weighted=True):
@@ -65,7 +66,7 @@ def batches(tokenizer):
     opened = []
 
     def batches(source, **options):
-        usual = dict(image_size=8, text_length=96, batch_size=4, seed=3)
+        usual = dict(image_size=8, patches=2, text_length=96, batch_size=4, seed=3)
         opened.append(train_batches(source, tokenizer, **(usual | options)))
         return opened[-1]
 
@@ -79,21 +80,21 @@ def take(iterator, count):
 
 
 def records(iterator, count):
-    return [int(i) for batch in take(iterator, count) for i in batch["record"]]
+    return [int(i) for batch in take(iterator, count) for i in batch.record]
 
 
 def assert_equal(some, others):
     assert len(some) == len(others)
     for one, other in zip(some, others, strict=True):
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name], name)
+        for name, mine, theirs in zip(one._fields, one, other, strict=True):
+            np.testing.assert_array_equal(mine, theirs, name)
 
 
 def test_one_string_names_them_all():
-    assert parse("viscenes") == (Part("viscenes"),)
+    assert parse("viscenes") == (Component("viscenes"),)
     assert parse(" jsonl:2, viscenes@tiny : 0.5") == (
-        Part("jsonl", weight=2.0),
-        Part("viscenes", "tiny", 0.5),
+        Component("jsonl", weight=2.0),
+        Component("viscenes", "tiny", 0.5),
     )
     assert parse("viscenes@tiny")[0].label == "viscenes_tiny"
     assert [p.label for p in parse("viscenes,viscenes@tiny")] == [
@@ -128,7 +129,7 @@ def test_styles_of_parts():
         ("jsonl,jsonl:2", "", "dataset: 'jsonl' is named twice"),
         ("jsonl", "shrt", "style: 'shrt' is none of .* .did you mean 'short'."),
         ("jsonl", "viscenes=short", "style: 'viscenes' is none of jsonl"),
-        ("jsonl", "short,detailed", "style: one style for all parts"),
+        ("jsonl", "short,detailed", "style: one style for all components"),
     ],
 )
 def test_complaints_name_the_field(dataset, style, complaint):
@@ -159,14 +160,14 @@ def test_weights_are_rates_of_pictures(batches):
 def test_rates_hold_everywhere(batches):
     source = mixed("viscenes:3,jsonl", 5, 40)
     for batch in take(batches(source), 30):
-        assert source.shares(batch["record"].tolist()) == {"viscenes": 3, "jsonl": 1}
+        assert source.shares(batch.record.tolist()) == {"viscenes": 3, "jsonl": 1}
 
 
 def test_each_part_has_its_own_epochs(batches):
     source = mixed("viscenes:2,jsonl", 6, 6)
     found = records(batches(source), 27)
     for number, start in ((0, 0), (1, 6)):
-        own = [i - start for i in found if source.part_number(i) == number]
+        own = [i - start for i in found if source.component_number(i) == number]
         epochs = [own[i : i + 6] for i in range(0, len(own), 6)]
         assert all(sorted(e) == list(range(6)) for e in epochs)
         assert len(set(map(tuple, epochs))) > 1
@@ -176,10 +177,10 @@ def test_each_part_has_its_own_epochs(batches):
 
 def test_a_parts_order_does_not_depend_on_the_others(batches):
     def order(source, label):
-        number = [p.label for p in source.parts].index(label)
+        number = [p.label for p in source.components].index(label)
         start = source.starts[number]
         found = records(batches(source), 40)
-        return [i - start for i in found if source.part_number(i) == number][:30]
+        return [i - start for i in found if source.component_number(i) == number][:30]
 
     one = order(mixed("viscenes:2,jsonl", 6, 7), "jsonl")
     other = order(mixed("vivqa,jsonl:3,viscenes@tiny", 9, 7, 4), "jsonl")
@@ -201,7 +202,8 @@ def test_hosts_share_and_starts_continue(batches, start):
     hosts = [
         take(batches(source, start=start, process_index=h, process_count=2), 4) for h in (0, 1)
     ]
-    joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*hosts, strict=True)]
+    pairs = zip(*hosts, strict=True)
+    joined = [Batch(*map(np.concatenate, zip(*pair, strict=True))) for pair in pairs]
     assert_equal(joined, whole)
 
 
@@ -233,10 +235,10 @@ def test_styles_stay_with_their_parts(batches, tokenizer):
     source = mixed("viscenes,jsonl", 3, 3, style="viscenes=detailed,jsonl=explain")
     asked = {"viscenes": set(), "jsonl": set()}
     for batch in take(batches(source, max_questions=1, batch_size=1), 80):
-        label = source.parts[source.part_number(int(batch["record"][0]))].label
-        cut = int(np.argmax(batch["weights"][0])) + 1
-        answer = tokenizer.decode(batch["targets"][0][batch["weights"][0] == 1].tolist())
-        begin = tokenizer.decode(batch["tokens"][0][:cut].tolist())
+        label = source.components[source.component_number(int(batch.record[0]))].label
+        cut = int(np.argmax(batch.weights[0])) + 1
+        answer = tokenizer.decode(batch.targets[0][batch.weights[0] == 1].tolist())
+        begin = tokenizer.decode(batch.tokens[0][2:cut].tolist())
         asked[label].add((begin.split("?")[-1].strip(), answer.partition(", ")[2]))
     assert {a for a, _ in asked["viscenes"]} == {
         "Trả lời bằng một câu đầy đủ:", "Mô tả chi tiết bức ảnh:",
@@ -248,10 +250,10 @@ def test_all_references_are_drawn_and_all_are_kept_for_scoring(batches, tokenize
     source = mixed("viscenes,jsonl", 1, 1)
     learnt = set()
     for batch in take(batches(source, max_questions=1, batch_size=2), 60):
-        for targets, weights in zip(batch["targets"], batch["weights"], strict=True):
+        for targets, weights in zip(batch.targets, batch.weights, strict=True):
             learnt.add(tokenizer.decode(targets[weights == 1].tolist()))
     assert learnt == {a for record in source for qa in record.qa for a in qa.answers}
-    every = eval_batches(source, tokenizer, image_size=8, prompt_length=40, batch_size=3)
+    every = eval_batches(source, tokenizer, image_size=8, patches=2, prompt_length=40, batch_size=3)
     scored = [qa for _, items in every for _, qa in items]
     assert scored == [qa for record in source for qa in record.qa]
 
@@ -259,11 +261,11 @@ def test_all_references_are_drawn_and_all_are_kept_for_scoring(batches, tokenize
 def test_evaluation_asks_in_the_parts_style(tokenizer):
     source = mixed("viscenes,jsonl", 1, 1, style="jsonl=sports")
     (batch, _), = eval_batches(
-        source, tokenizer, image_size=8, prompt_length=40, batch_size=4
+        source, tokenizer, image_size=8, patches=2, prompt_length=40, batch_size=4
     )  # fmt: skip
     asked = [
-        tokenizer.decode(ids[:n].tolist())
-        for ids, n in zip(batch["tokens"], batch["length"], strict=True)
+        tokenizer.decode(ids[2:n].tolist())
+        for ids, n in zip(batch.tokens, batch.length, strict=True)
     ]
     assert [asked[1], asked[3]] == ["Mô tả ảnh:", "Mô tả hoạt động thể thao trong ảnh:"]
 
@@ -271,7 +273,7 @@ def test_evaluation_asks_in_the_parts_style(tokenizer):
 def test_a_bad_record_names_its_part(batches):
     parts = parse("viscenes,jsonl")
     source = Mixture(parts, (Pictures("viscenes", 2), Pictures("jsonl", 3, gone=(1,))))
-    skipped = {int(i) for b in take(batches(source), 4) for i in b["record"][b["skipped"]]}
+    skipped = {int(i) for b in take(batches(source), 4) for i in b.record[b.skipped]}
     assert skipped == {3}
     assert describe(source, 3) == "jsonl: jsonl1.png: No such file or directory"
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from vimoe_jax.data import prompts
+from vimoe_jax.data.batch import PICTURE, SHARED, Batch
 from vimoe_jax.data.evaluation import eval_batches
 from vimoe_jax.data.lengths import suggest_lengths
 from vimoe_jax.data.pipeline import describe, train_batches
@@ -22,6 +23,8 @@ from vimoe_jax.datasets.jsonl import JsonlSource
 from vimoe_jax.datasets.records import QA, BadRecord, Record
 from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
 
+PATCHES = 2
+PICTURES = dict(image_size=8, patches=PATCHES)
 COLOURS = ["đỏ", "vàng", "xanh dương", "tím", "nâu"]
 THINGS = ["con mèo", "quả táo", "chiếc ô", "bông hoa"]
 
@@ -56,7 +59,7 @@ class Pictures:
             QA(f"{name}/3", "ocr_vqa", "trên ảnh ghi chữ gì", ("không có chữ",), "sign"),
         )
         data = picture(index)
-        return Record(name, data[:30] if index in self.broken else data, qa)
+        return Record(name, (data[:30] if index in self.broken else data,), qa)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def batches(tokenizer):
     opened = []
 
     def batches(source=Pictures(), **options):
-        defaults = dict(image_size=8, text_length=64, batch_size=4, seed=3)
+        defaults = dict(**PICTURES, text_length=64, batch_size=4, seed=3)
         opened.append(train_batches(source, tokenizer, **(defaults | options)))
         return opened[-1]
 
@@ -89,18 +92,22 @@ def take(iterator, count):
 def assert_equal(some, others):
     assert len(some) == len(others)
     for one, other in zip(some, others, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            assert one[name].dtype == other[name].dtype
-            np.testing.assert_array_equal(one[name], other[name], name)
+        for name, mine, theirs in zip(one._fields, one, other, strict=True):
+            assert mine.dtype == theirs.dtype
+            np.testing.assert_array_equal(mine, theirs, name)
+
+
+def joined(*batches):
+    return Batch(*map(np.concatenate, zip(*batches, strict=True)))
 
 
 def test_shapes_and_dtypes(batches):
     batch = next(batches())
-    found = {name: (a.shape, a.dtype.name) for name, a in batch.items()}
-    text = (4, 64)
+    found = {name: (a.shape, a.dtype.name) for name, a in batch._asdict().items()}
+    text = (4, PATCHES + 64)
     assert found == {
-        "image": ((4, 8, 8, 3), "uint8"), "tokens": (text, "int32"), "targets": (text, "int32"),
+        "pictures": ((4, 1, 8, 8, 3), "uint8"),
+        "tokens": (text, "int32"), "targets": (text, "int32"),
         "weights": (text, "float32"), "segments": (text, "int32"), "positions": (text, "int32"),
         "record": ((4,), "int32"), "skipped": ((4,), "bool"), "truncated": ((4,), "int32"),
     }  # fmt: skip
@@ -110,16 +117,18 @@ def test_rows_say_what_the_record_says(batches, tokenizer):
     source = Pictures()
     for batch in take(batches(text_length=200), 6):
         for row in range(4):
-            record = source[int(batch["record"][row])]
-            assert tuple(batch["image"][row, 4, 4]) == (
-                10 * batch["record"][row], 100, 255 - 10 * batch["record"][row],
+            record = source[int(batch.record[row])]
+            assert tuple(batch.pictures[row, 0, 4, 4]) == (
+                10 * batch.record[row], 100, 255 - 10 * batch.record[row],
             )  # fmt: skip
             left = list(record.qa)
-            segments, tokens = batch["segments"][row], batch["tokens"][row]
+            segments, tokens = batch.segments[row], batch.tokens[row]
             for number in range(1, segments.max() + 1):
                 place = segments == number
-                targets, weights = batch["targets"][row][place], batch["weights"][row][place]
-                assert batch["positions"][row][place].tolist() == list(range(place.sum()))
+                targets, weights = batch.targets[row][place], batch.weights[row][place]
+                assert batch.positions[row][place].tolist() == list(
+                    range(PATCHES, PATCHES + place.sum())
+                )
                 assert targets[:-1].tolist() == tokens[place][1:].tolist()
                 learnt = targets[weights == 1].tolist()
                 assert learnt[-1] == tokenizer.eos_id and len(learnt) == weights.sum()
@@ -133,13 +142,14 @@ def test_rows_say_what_the_record_says(batches, tokenizer):
             assert not left, "every question fits into 200 tokens"
             padding = segments == 0
             assert (np.flatnonzero(padding) >= (~padding).sum()).all()
+            assert (tokens[:PATCHES] == PICTURE).all() and (segments[:PATCHES] == SHARED).all()
             for name in ("tokens", "targets", "weights", "positions"):
-                assert not batch[name][row][padding].any()
+                assert not getattr(batch, name)[row][padding].any()
 
 
 def test_epochs_are_permutations_with_new_draws(batches):
     rows = [
-        (int(b["record"][i]), tuple(b["targets"][i].tolist()))
+        (int(b.record[i]), tuple(b.targets[i].tolist()))
         for b in take(batches(batch_size=1), 33) for i in range(1)
     ]  # fmt: skip
     epochs = [rows[i : i + 11] for i in (0, 11, 22)]
@@ -152,7 +162,7 @@ def test_epochs_are_permutations_with_new_draws(batches):
 def test_the_seed_decides(batches):
     same, again, other = (take(batches(seed=s), 5) for s in (3, 3, 4))
     assert_equal(same, again)
-    assert [b["record"].tolist() for b in same] != [b["record"].tolist() for b in other]
+    assert [b.record.tolist() for b in same] != [b.record.tolist() for b in other]
 
 
 @pytest.mark.parametrize("start", [0, 1, 7])
@@ -164,14 +174,13 @@ def test_hosts_share_and_starts_continue(batches, start):
     assert iterator.state() == {"batches": 12}
     hosts = [batches(start=start, process_index=h, process_count=2) for h in range(2)]
     parts = [take(h, len(whole)) for h in hosts]
-    joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*parts, strict=True)]
-    assert_equal(joined, whole)
+    assert_equal([joined(*pair) for pair in zip(*parts, strict=True)], whole)
 
 
 def test_rows_do_not_depend_on_the_batch_size(batches):
     fours, eights = take(batches(), 8), take(batches(batch_size=8), 4)
-    joined = [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*[iter(fours)] * 2)]  # noqa: B905
-    assert_equal(joined, eights)
+    pairs = zip(fours[::2], fours[1::2], strict=True)
+    assert_equal([joined(*pair) for pair in pairs], eights)
 
 
 def test_state_counts_what_was_consumed_not_what_was_prefetched(batches):
@@ -189,7 +198,7 @@ def test_workers_change_nothing(batches):
     assert_equal(take(iterator, 7), whole[5:])
     assert iterator.state() == {"batches": 12}
     host = batches(workers=1, start=11, process_index=1, process_count=2)
-    half = [{name: array[2:] for name, array in whole[11].items()}]
+    half = [whole[11].rows(2, 4)]
     assert_equal(take(host, 1), half)
     assert len(set(multiprocessing.active_children()) - before) == 4
     for opened in (iterator, host):
@@ -207,22 +216,22 @@ def test_a_far_position_costs_nothing(batches):
 def test_a_row_takes_what_fits_and_nothing_is_lost_for_ever(batches):
     seen = Counter()
     for batch in take(batches(Pictures(count=1), text_length=40, batch_size=1), 60):
-        assert batch["segments"].max() < 4
-        seen[tuple(sorted(batch["targets"][0][batch["weights"][0] == 1].tolist()))] += 1
-        assert batch["truncated"].tolist() == [0]
+        assert batch.segments.max() < 4
+        seen[tuple(sorted(batch.targets[0][batch.weights[0] == 1].tolist()))] += 1
+        assert batch.truncated.tolist() == [0]
     assert len(seen) > 3
 
 
 def test_max_questions(batches):
     for batch in take(batches(max_questions=2, text_length=200), 5):
-        assert batch["segments"].max(1).tolist() == [2] * 4
+        assert batch.segments.max(1).tolist() == [2] * 4
 
 
 def test_all_references_are_drawn(batches, tokenizer):
     source = Pictures(count=1)
     texts = set()
     for batch in take(batches(source, batch_size=1, max_questions=1), 60):
-        texts.add(tokenizer.decode(batch["targets"][0][batch["weights"][0] == 1].tolist()))
+        texts.add(tokenizer.decode(batch.targets[0][batch.weights[0] == 1].tolist()))
     assert texts == {a for q in source[0].qa for a in q.answers}
 
 
@@ -230,8 +239,8 @@ def test_varied_prompts(batches):
     def prompts_seen(**options):
         seen = set()
         for batch in take(batches(Pictures(count=1), batch_size=1, max_questions=1, **options), 80):
-            length = int(np.argmax(batch["weights"][0])) + 1
-            seen.add(tuple(batch["tokens"][0][:length].tolist()))
+            length = int(np.argmax(batch.weights[0])) + 1
+            seen.add(tuple(batch.tokens[0][PATCHES:length].tolist()))
         return len(seen)
 
     assert prompts_seen() == 4  # two questions, a sign's, and the caption's
@@ -241,9 +250,9 @@ def test_varied_prompts(batches):
 def test_a_segment_longer_than_the_row_is_cut_and_counted(batches, tokenizer):
     for batch in take(batches(text_length=6), 6):
         for row in range(4):
-            assert batch["truncated"][row] == (tokenizer.eos_id not in batch["targets"][row])
-            assert (batch["segments"][row] == 1).any()
-    assert sum(int(b["truncated"].sum()) for b in take(batches(text_length=6), 6)) > 0
+            assert batch.truncated[row] == (tokenizer.eos_id not in batch.targets[row])
+            assert (batch.segments[row] == 1).any()
+    assert sum(int(b.truncated.sum()) for b in take(batches(text_length=6), 6)) > 0
 
 
 def test_bad_records_become_padding_and_have_a_reason(batches):
@@ -251,12 +260,12 @@ def test_bad_records_become_padding_and_have_a_reason(batches):
     met = set()
     for batch in take(batches(source), 6):
         for row in range(4):
-            index = int(batch["record"][row])
-            assert batch["skipped"][row] == (index in (2, 5))
-            if batch["skipped"][row]:
+            index = int(batch.record[row])
+            assert batch.skipped[row] == (index in (2, 5))
+            if batch.skipped[row]:
                 met.add(index)
-                for name in ("image", "tokens", "targets", "weights", "segments", "positions"):
-                    assert not batch[name][row].any()
+                for name in ("pictures", "tokens", "targets", "weights", "segments", "positions"):
+                    assert not getattr(batch, name)[row].any()
     assert met == {2, 5}
     assert describe(source, 2).startswith("ảnh2.png: unreadable picture")
     assert describe(source, 5) == "ảnh5.png: No such file or directory"
@@ -278,7 +287,7 @@ TRAINER = """
 import multiprocessing, os, signal, sys, threading, time
 from tests.data.test_pipeline import Pictures
 from vimoe_jax.data.pipeline import train_batches
-from vimoe_jax.data.tokenizer import train_sentencepiece
+from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
 
 def interrupt():
     for _ in range(15):
@@ -289,13 +298,14 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: None)
     tokenizer = train_sentencepiece(["con mèo màu gì Đáp: quả táo đỏ"], 280)
     batches = train_batches(
-        Pictures(), tokenizer, image_size=8, text_length=32, batch_size=2, seed=0, workers=2
+        Pictures(), tokenizer, image_size=8, patches=1, text_length=32, batch_size=2, seed=0,
+        workers=2,
     )
     threading.Thread(target=interrupt).start()
     next(batches)
     print(*(p.pid for p in multiprocessing.active_children()), flush=True)
     for line in sys.stdin:
-        print(next(batches)["record"].shape, flush=True)
+        print(next(batches).record.shape, flush=True)
 """
 
 
@@ -345,19 +355,20 @@ def test_the_data_path_does_not_import_jax():
 
 def test_evaluation_asks_every_question_once(tokenizer):
     source = Pictures()
-    every = eval_batches(source, tokenizer, image_size=8, prompt_length=40, batch_size=5)
+    every = eval_batches(source, tokenizer, **PICTURES, prompt_length=40, batch_size=5)
     asked = []
     for batch, items in every:
-        assert batch["image"].shape == (5, 8, 8, 3) and batch["image"].dtype == np.uint8
-        assert batch["tokens"].shape == (5, 40) and batch["tokens"].dtype == np.int32
-        assert batch["length"].dtype == np.int32 and batch["valid"].dtype == bool
-        assert batch["valid"].tolist() == [i < len(items) for i in range(5)]
+        assert batch.pictures.shape == (5, 1, 8, 8, 3) and batch.pictures.dtype == np.uint8
+        assert batch.tokens.shape == (5, PATCHES + 40) and batch.tokens.dtype == np.int32
+        assert batch.length.dtype == np.int32 and batch.valid.dtype == bool
+        assert batch.valid.tolist() == [i < len(items) for i in range(5)]
         for row, (index, qa) in enumerate(items):
-            ids = batch["tokens"][row]
-            length = int(batch["length"][row])
+            assert (batch.tokens[row, :PATCHES] == PICTURE).all()
+            ids = batch.tokens[row, PATCHES:]
+            length = int(batch.length[row]) - PATCHES
             assert tokenizer.decode(ids[:length]) == prompts.prompt(qa.task, qa.question)
             assert not ids[length:].any()
-            assert batch["image"][row, 0, 0, 0] == 10 * index
+            assert batch.pictures[row, 0, 0, 0, 0] == 10 * index
         asked += [(index, qa.id) for index, qa in items]
     assert asked == [(i, q.id) for i in range(11) for q in source[i].qa]
     assert every.skipped == [] and every.cut == 0
@@ -366,17 +377,17 @@ def test_evaluation_asks_every_question_once(tokenizer):
 def test_evaluation_prompts_are_those_of_training(tokenizer):
     source = Pictures(count=1)
     (batch, items), = eval_batches(
-        source, tokenizer, image_size=8, prompt_length=40, batch_size=4
+        source, tokenizer, **PICTURES, prompt_length=40, batch_size=4
     )  # fmt: skip
     for row, (_, qa) in enumerate(items):
         s = prompts.segment(qa, tokenizer)
-        length = int(batch["length"][row])
-        assert s.tokens[:length] == batch["tokens"][row][:length].tolist()
+        length = int(batch.length[row]) - PATCHES
+        assert s.tokens[:length] == batch.tokens[row, PATCHES:][:length].tolist()
         assert s.weights.index(1.0) == length - 1
 
 
 def test_evaluation_of_some(tokenizer):
-    options = dict(image_size=8, prompt_length=40, batch_size=3)
+    options = dict(**PICTURES, prompt_length=40, batch_size=3)
 
     def asked(**more):
         found = eval_batches(Pictures(), tokenizer, **options, **more)
@@ -387,25 +398,25 @@ def test_evaluation_of_some(tokenizer):
 
 
 def test_hosts_share_the_rows_of_the_same_batches(tokenizer):
-    options = dict(image_size=8, prompt_length=40, batch_size=6)
+    options = dict(**PICTURES, prompt_length=40, batch_size=6)
     source = Pictures(broken=(4,))
     whole = eval_batches(source, tokenizer, **options)
     hosts = [eval_batches(source, tokenizer, **options, process_index=h, process_count=2)
              for h in range(2)]  # fmt: skip
     for (batch, items), *parts in zip(whole, *hosts, strict=True):
-        for name, rows in batch.items():
-            np.testing.assert_array_equal(np.concatenate([p[name] for p, _ in parts]), rows)
+        for rows, *shares in zip(batch, *(own for own, _ in parts), strict=True):
+            np.testing.assert_array_equal(np.concatenate(shares), rows)
         assert all(own == items for _, own in parts)
 
 
 def test_evaluation_skips_bad_records_and_says_so(tokenizer):
     source = Pictures(count=4, broken=(1,), gone=(2,))
-    batches = eval_batches(source, tokenizer, image_size=8, prompt_length=40, batch_size=3)
+    batches = eval_batches(source, tokenizer, **PICTURES, prompt_length=40, batch_size=3)
     for _ in range(2):  # iterating again starts again
         answered = [
             index
             for batch, items in batches
-            for (index, _), valid in zip(items, batch["valid"], strict=False)
+            for (index, _), valid in zip(items, batch.valid, strict=False)
             if valid
         ]
         assert answered == [0] * 4 + [3] * 4
@@ -414,12 +425,12 @@ def test_evaluation_skips_bad_records_and_says_so(tokenizer):
 
 def test_a_long_prompt_keeps_its_end(tokenizer, capsys):
     source = Pictures(count=1)
-    batches = eval_batches(source, tokenizer, image_size=8, prompt_length=5, batch_size=4)
+    batches = eval_batches(source, tokenizer, **PICTURES, prompt_length=5, batch_size=4)
     (batch, items), = batches  # fmt: skip
     whole = [tokenizer.encode(prompts.prompt(q.task, q.question)) for _, q in items]
     assert batches.cut == sum(len(ids) > 5 for ids in whole) > 0
     for row, ids in enumerate(whole):
-        assert batch["tokens"][row][: batch["length"][row]].tolist() == ids[-5:]
+        assert batch.tokens[row, PATCHES : batch.length[row]].tolist() == ids[-5:]
     assert f"{batches.cut} prompts" in capsys.readouterr().err
 
 
@@ -433,12 +444,60 @@ def test_suggested_lengths(tokenizer, batches):
     )  # fmt: skip
     assert lengths["segment"]["p100"] == longest
     for batch in take(batches(source, text_length=lengths["row"]["p100"]), 6):
-        whole = np.where(batch["skipped"], 0, 4)
-        assert batch["segments"].max(1).tolist() == whole.tolist()
+        whole = np.where(batch.skipped, 0, 4)
+        assert batch.segments.max(1).tolist() == whole.tolist()
 
 
 def test_real_photographs(real_data, batches):
     source = JsonlSource(real_data / "images" / "pairs.jsonl", quiet=True)
     for batch in take(batches(source, image_size=32, batch_size=8, text_length=300), 11):
-        assert not batch["skipped"].any() and not batch["truncated"].any()
-        assert (batch["weights"].sum(1) > 0).all() and batch["image"].std() > 30
+        assert not batch.skipped.any() and not batch.truncated.any()
+        assert (batch.weights.sum(1) > 0).all() and batch.pictures.std() > 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Albums(Pictures):
+    """As `Pictures`, with 0, 1, 2, 0, … pictures a record."""
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        pictures = tuple(picture(index + i) for i in range(index % 3))
+        return dataclasses.replace(record, pictures=pictures)
+
+
+def test_rows_with_several_pictures_and_with_none(batches):
+    for batch in take(batches(Albums(), max_pictures=2, text_length=200), 6):
+        assert batch.pictures.shape == (4, 2, 8, 8, 3)
+        assert batch.tokens.shape == (4, 2 * PATCHES + 200)
+        for row, index in enumerate(batch.record.tolist()):
+            shared = PATCHES * (index % 3)
+            assert (batch.tokens[row] == PICTURE).sum() == shared
+            assert (batch.tokens[row, :shared] == PICTURE).all()
+            assert batch.segments[row, :shared].tolist() == [SHARED] * shared
+            assert batch.positions[row, :shared].tolist() == list(range(shared))
+            for number in range(1, 5):
+                place = batch.segments[row] == number
+                assert batch.positions[row][place].tolist()[0] == shared
+            for i in range(2):
+                want = 10 * (index + i) if i < index % 3 else 0
+                assert batch.pictures[row, i, 0, 0, 0] == want
+
+
+def test_more_pictures_than_a_row_holds_are_a_bad_record(batches):
+    skipped = {}
+    for batch in take(batches(Albums()), 6):
+        skipped |= dict(zip(batch.record.tolist(), batch.skipped.tolist(), strict=True))
+    assert skipped == {i: i % 3 == 2 for i in range(11)}
+
+
+def test_text_alone(batches, tokenizer):
+    source = Albums(count=1)
+    batch = next(batches(source, max_pictures=0, batch_size=1))
+    assert batch.pictures.shape == (1, 0, 8, 8, 3) and batch.tokens.shape == (1, 64)
+    assert batch.text().sum() == (batch.segments > 0).sum() > 0
+    options = dict(**PICTURES, prompt_length=40, batch_size=4)
+    ((prompts_, _),) = eval_batches(source, tokenizer, max_pictures=0, **options)
+    ((mixed_, _),) = eval_batches(source, tokenizer, max_pictures=1, **options)
+    assert prompts_.valid.all() and not (prompts_.tokens == PICTURE).any()
+    np.testing.assert_array_equal(prompts_.tokens, mixed_.tokens[:, :40])
+    np.testing.assert_array_equal(prompts_.length, mixed_.length)

@@ -67,12 +67,12 @@ def test_unreadable_pictures_are_counted(data, tmp_path):
         (["--dataset=vivq"], "--dataset: must be one of viscenes, jsonl, vivqa,"),
         (["--dataset=jsonl"], "--source: needed"),
         (["--dataset=jsonl", "--source=nichts.jsonl"], "nichts.jsonl: No such file"),
-        (["--dataset=jsonl", "--source=x", "--max_bad=two"], "--max_bad: must be a number"),
+        (["--dataset=jsonl", "--source=x", "--max_bad=two"], "--max_bad: must be a whole number"),
         (["--dataset=viscenes"], "--data_dir: needed"),
         (["--dataset=viscenes", "--max_bad=1"], "--max_bad: not an option of dataset viscenes"),
         (["--dataset=vivqa", "--data_dir=x"], "--source: needed, the folder that published files"),
         (["--dataset=vivqa", "--source=x"], "--data_dir: needed, the folder that prepared"),
-        (["--dataset=vivqa", "--source=x", "--data_dir="], "--data_dir: needed"),
+        (["--dataset=vivqa", "--source=x", "--data_dir="], "--data_dir: must be a path"),
         (
             ["--dataset=vivqa", "--source=nichts", "--data_dir=x"],
             "--source: nichts is not a folder",
@@ -116,7 +116,7 @@ def test_published_files_become_a_dataset(published, tmp_path):
 _INTERRUPTED = """
 import runpy, sys
 
-from vimoe_jax.datasets import pictures
+from vimoe_jax.datasets.preparing import pictures
 
 def interrupted(path):
     raise KeyboardInterrupt

@@ -39,14 +39,14 @@ def only(data, dataset, **more):
 
 
 def found(data, entry):
-    return [(s.part.label, s.split, s.name) for s in sources.eval_splits(data, entry)]
+    return [(s.component.label, s.split, s.name) for s in sources.eval_splits(data, entry)]
 
 
 def test_training_takes_all_parts(data):
     source = sources.open_train(data)
     sizes = [len(part) for part in source.sources]
-    assert [p.label for p in source.parts] == ["viscenes", "jsonl", "vivqa"]
-    assert [p.weight for p in source.parts] == [2, 1, 0.5]
+    assert [p.label for p in source.components] == ["viscenes", "jsonl", "vivqa"]
+    assert [p.weight for p in source.components] == [2, 1, 0.5]
     assert len(source) == sum(sizes) and sizes[1] == 3 and source.weighted
     assert len(list(questions(source))) == sum(len(record.qa) for record in source)
 
@@ -86,7 +86,7 @@ def test_a_dataset_that_is_not_prepared_says_how(data):
 
 def test_validation_leaves_out_parts_without_it(data, capsys):
     source = sources.open_validation(data)
-    assert [p.label for p in source.parts] == ["viscenes"] and not source.weighted
+    assert [p.label for p in source.components] == ["viscenes"] and not source.weighted
     warned = capsys.readouterr().err.splitlines()
     assert len(warned) == 2
     assert all(w.startswith("warning: config.data.val_split: left out: ") for w in warned)
@@ -141,14 +141,14 @@ def test_a_dataset_that_is_not_trained_on(data):
 
 def test_styles_reach_what_is_scored(data):
     styled = dataclasses.replace(data, style="short,jsonl=detailed")
-    styles = [s.part.style for s in sources.eval_splits(styled, "test")]
+    styles = [s.component.style for s in sources.eval_splits(styled, "test")]
     assert styles == ["short", "detailed", "short"]
     (other,) = sources.eval_splits(only(data, "jsonl", style="short"), "vivqa/test")
-    assert other.part.style == "short"
+    assert other.component.style == "short"
 
 
 def test_all_references_are_kept_for_scoring(data):
     for entry in ("test", "jsonl/test"):
-        (split,) = (s for s in sources.eval_splits(data, entry) if s.part.name == "jsonl")
+        (split,) = (s for s in sources.eval_splits(data, entry) if s.component.name == "jsonl")
         answers = {qa.answers for qa in questions(sources.open_eval(data, split))}
         assert answers == {("đỏ", "đỏ thẫm")}

@@ -46,7 +46,7 @@ def test_pictures_and_their_questions(write, tmp_path):
     source = JsonlSource(path)
     assert len(source) == 2
     first, second = source[0], source[1]
-    assert first.image == (tmp_path / "a.png").read_bytes()
+    assert first.pictures[0] == (tmp_path / "a.png").read_bytes()
     assert [q.id for q in first.qa] == ["q1", "line3"]
     assert first.qa[0].type == "color" and first.qa[1].type == ""
     assert first.qa[1].answers == ("hai", "2")
@@ -178,4 +178,4 @@ def test_real_pairs(real_data):
     assert len(source) == len({x["image"] for x in lines})
     asked = [q for q in source.questions() if q.task != "caption"]
     assert len(asked) == sum(x["task"] != "caption" for x in lines)
-    assert all(len(source[i].image) > 1000 for i in range(len(source)))
+    assert all(len(source[i].pictures[0]) > 1000 for i in range(len(source)))

@@ -37,7 +37,7 @@ def version(data_dir, variant="default"):
 def test_records_come_in_the_order_of_publication(made):
     source = prepared.open_split(made, "vivqa", "train")
     assert len(source) == 4 and [len(r.qa) for r in source] == [2, 1, 1, 1]
-    assert source[0].image.startswith(b"\xff\xd8")
+    assert source[0].pictures[0].startswith(b"\xff\xd8")
     first = source[0].qa[0]
     assert (first.question, first.answers, first.type) == ("xe màu gì", ("đỏ",), "color")
     assert first.explanations == ()
@@ -53,7 +53,7 @@ def test_splits_are_listed(made):
 
 def test_annotations_alone_are_records_without_pictures(made):
     source = prepared.open_split(made, "vivqa", "train", "annotations")
-    assert len(source) == 6 - 1 and {r.image for r in source} == {b""}
+    assert len(source) == 6 - 1 and {r.pictures for r in source} == {()}
 
 
 def test_questions_are_read_without_the_pictures(copy):

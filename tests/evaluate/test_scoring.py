@@ -6,14 +6,14 @@ from vimoe_jax import datasets
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.base.schema import resolve
 from vimoe_jax.config.evaluate import Eval
-from vimoe_jax.config.mixture import Part
+from vimoe_jax.config.mixture import Component
 from vimoe_jax.data.sources import EvalSplit
 from vimoe_jax.evaluate.run import scoring
 from vimoe_jax.text.normalize import PROFILES
 
 
 def split(name):
-    return EvalSplit(Part(name), "test", "test")
+    return EvalSplit(Component(name), "test", "test")
 
 
 def test_auto_is_the_datasets_own():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import dataclasses
 import io
 import os
 import random
@@ -37,7 +38,7 @@ def example(step: int) -> TrainState:
     rng = np.random.default_rng(step)
     params = {f"layer.{i}": jnp.asarray(rng.normal(size=(8, 16)), jnp.float32) for i in range(4)}
     state = state_lib.create(params, optax.adam(1e-3), set(params) - {"layer.3"})
-    return state.replace(step=jnp.asarray(step, jnp.int32))
+    return dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
 
 
 def shapes_of(state: TrainState) -> TrainState:

@@ -1,5 +1,6 @@
 """Exports against stock transformers: the same logits, answers, pixels and ids."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,12 +15,13 @@ import optax
 import pytest
 from PIL import Image
 
+from tests import streams
 from tests.text.tokenizers.test_huggingface import CONFIG as QWEN_CONFIG
 from tests.text.tokenizers.test_huggingface import qwen
 from vimoe_jax import config as config_lib
-from vimoe_jax.answer.answerer import predict
+from vimoe_jax.answer.answerer import Answerer
 from vimoe_jax.base import schema
-from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.errors import UserError, exit_on_user_error
 from vimoe_jax.base.files import write_json
 from vimoe_jax.config.train import Checkpoint
 from vimoe_jax.data import prompts, sources
@@ -145,22 +147,18 @@ def exported(run, params, out, **options):
 
 def record(picture, question=QUESTION):
     qa = QA("0", "vqa" if question else "caption", question, ("?",))
-    return Record(str(picture), picture.read_bytes(), (qa,))
+    return Record(str(picture), (picture.read_bytes(),), (qa,))
 
 
 def our_logits(run, params, pixels, ids):
-    size = len(ids)
-    batch = {
-        "image": pixels[None], "tokens": np.array([ids]), "segments": np.ones((1, size), np.int32),
-        "positions": np.arange(size)[None], "weights": np.zeros((1, size), np.float32),
-    }  # fmt: skip
+    asked = streams.prompts([[pixels]], np.array([ids]), [len(ids)], run.config.model.num_patches)
 
     @jax.jit
     def forward(params, batch):
         model = run.blueprint.build(params)
         return model.logits(model(batch).hidden)
 
-    return np.asarray(forward(params, batch))[0]
+    return np.asarray(forward(params, streams.batch_of(asked)))[0]
 
 
 def prepared(folder, picture, question=QUESTION):
@@ -238,7 +236,7 @@ def test_generate_answers_as_we_do(fields, tmp_path, tokenizer, picture):
     model = opened(folder, trust_remote_code=True)
     for question in (QUESTION, "", "tác giả nào"):
         source = Mixture(sources.parts(run.config.data)[:1], ([record(picture, question)],))
-        ours = predict(run, params, source, quiet=True)[0].prediction
+        ours = Answerer(run, params).predict(source, quiet=True)[0].prediction
         processor, inputs = prepared(folder, picture, question)
         new = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
         assert processor.decode(new, skip_special_tokens=True) == ours
@@ -428,8 +426,8 @@ def test_an_error_half_way_leaves_nothing(tmp_path, tokenizer):
 
 def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path, tokenizer):
     run, params = make(tmp_path, tokenizer)
-    (tmp_path / ".out.partial").mkdir()
-    (tmp_path / ".out.partial/model.safetensors").write_bytes(b"half")
+    (tmp_path / ".out.0123456789abcdef.tmp").mkdir()
+    (tmp_path / ".out.0123456789abcdef.tmp/model.safetensors").write_bytes(b"half")
     exported(run, params, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -465,7 +463,9 @@ def workdir(tmp_path_factory, tokenizer):
     for step, loss in ((3, 1.0), (5, 2.0)):
         new = {n: p + step for n, p in params.items()}
         checkpoints.save(
-            state.replace(step=jnp.asarray(step), params=new), {"batches": step}, val_loss=loss
+            dataclasses.replace(state, step=jnp.asarray(step), params=new),
+            {"batches": step},
+            val_loss=loss,
         )
         checkpoints.wait()
     checkpoints.close()
@@ -502,12 +502,12 @@ def test_the_command_writes_the_best_or_the_named_step(workdir, tmp_path):
         (["--workdir=x", "--out=y"], "no such file"),
         (["--workdir=x", "--out=."], "--out: . exists"),
         (["--workdir=x", "--out=y", "--dtype=int8"], "--dtype: must be one of float32, bfloat16"),
-        (["--workdir=x", "--out=y", "--step=best"], "--step: must be a number"),
+        (["--workdir=x", "--out=y", "--step=best"], "--step: must be a whole number"),
         (["--workdir=x", "--out=y", "--push=a/b/c"], "--push:"),
     ],
 )
 def test_bad_options_are_one_line(options, named, capsys):
-    with pytest.raises(SystemExit) as e, export.exit_on_user_error():
+    with pytest.raises(SystemExit) as e, exit_on_user_error():
         export.main(options)
     assert e.value.code == 2
     error = capsys.readouterr().err

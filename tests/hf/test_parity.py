@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests import streams
 from tests.hf import peers
 from tests.hf.test_names import EXPERTS, model
 from vimoe_jax.answer.greedy import make_greedy
@@ -59,7 +60,7 @@ def draw(c, rows, most, seed):
 
 def for_theirs(c, image, tokens, length, side):
     """The same batch as transformers wants it: P `<image>` tokens first, padded on a side."""
-    patches = (c.image_size // c.patch_size) ** 2
+    patches = c.num_patches
     rows, most = tokens.shape
     ids = np.zeros((rows, patches + most), np.int64)
     mask = np.zeros_like(ids)
@@ -93,12 +94,8 @@ def test_logits(pair):
     with torch.no_grad():
         expected = theirs(**for_theirs(c, image, tokens, length, "right")).logits.numpy()
     used = np.arange(tokens.shape[1]) < length[:, None]
-    batch = dict(
-        image=image,
-        tokens=tokens,
-        segments=used.astype(np.int32),
-        positions=np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape),
-        weights=np.zeros(tokens.shape, np.float32),
+    batch = streams.batch_of(
+        streams.prompts([[one] for one in image], tokens, length, c.num_patches)
     )
 
     @jax.jit
@@ -111,6 +108,24 @@ def test_logits(pair):
     np.testing.assert_allclose(found[used], expected[:, patches:][used], atol=1e-4)
 
 
+def test_several_pictures_and_none(pair):
+    """Rows of 2, 0 and 1 pictures, together as we take them and one by one as they do."""
+    c, theirs, run, params = pair
+    image, tokens, length = draw(c, 3, 7, seed=4)
+    pictures = [[image[0], image[1]], [], [image[2]]]
+    batch = streams.batch_of(streams.prompts(pictures, tokens, length, c.num_patches))
+    vlm = jax.jit(lambda p, b: (m := run.blueprint.build(p)).logits(m(b).hidden))
+    found = np.asarray(vlm(params, batch))[..., :VOCAB]
+    for i, own in enumerate(pictures):
+        ids = [4] * (c.num_patches * len(own)) + tokens[i, : length[i]].tolist()
+        pixels = [(one.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1) for one in own]
+        inputs = dict(pixel_values=torch.tensor(np.stack(pixels))) if own else {}
+        with torch.no_grad():
+            expected = theirs(input_ids=torch.tensor([ids]), **inputs).logits[0].numpy()
+        start = c.num_patches * len(own)
+        np.testing.assert_allclose(found[i, : length[i]], expected[start:], atol=1e-4)
+
+
 def test_greedy_decoding(pair):
     c, theirs, run, params = pair
     image, tokens, length = draw(c, 50, 6, seed=2)
@@ -121,7 +136,7 @@ def test_greedy_decoding(pair):
             max_new_tokens=new, do_sample=False, eos_token_id=1, pad_token_id=0,
         )[:, -new:].numpy()  # fmt: skip
     decode = make_greedy(run.blueprint, run.mesh, max_new_tokens=new, eos_id=1, pad_id=0)
-    batch = dict(image=image, tokens=tokens, length=length, valid=np.ones(len(image), bool))
+    batch = streams.prompts([[one] for one in image], tokens, length, c.num_patches)
     found = np.asarray(jax.jit(decode)(params, jax.tree.map(jnp.asarray, batch)))
     expected = np.where(np.cumsum(expected == 1, 1) > 0, 0, expected)
     np.testing.assert_array_equal(found, expected)

@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.model.test_vlm import MOE, VOCAB, random_params, rows, small
+from tests.model.test_vlm import MOE, PATCHES, VOCAB, random_params, rows, small, text_of
 from vimoe_jax.model.blueprint import Blueprint
-from vimoe_jax.train.loss import cross_entropy
 
 # Room for every token, and nothing that depends on which tokens come together.
 ROOM = dataclasses.replace(
@@ -53,9 +52,10 @@ def separate():
     for i, lengths in enumerate(LENGTHS):
         start = 0
         for n in lengths:
-            alone["image"][k] = together["image"][i]
+            alone.pictures[k] = together.pictures[i]
             for name in ("tokens", "targets", "weights"):
-                alone[name][k, :n] = together[name][i, start : start + n]
+                mine, theirs = (getattr(text_of(b), name) for b in (alone, together))
+                mine[k, :n] = theirs[i, start : start + n]
             start, k = start + n, k + 1
     return alone
 
@@ -72,10 +72,8 @@ def step(name):
 
     def loss(params, buffers, batch):
         model = blueprint.build({**params, **buffers})
-        hidden = model(batch, key=jax.random.key(0)).hidden
-        matrix = model.decoder.output_matrix()
-        sums = cross_entropy(hidden, matrix, batch["targets"], batch["weights"])
-        return sums.loss, (sums, model.logits(hidden))
+        sums, out = model.loss(batch, key=jax.random.key(0))
+        return sums.loss, (sums, model.logits(out.hidden))
 
     return jax.jit(jax.grad(loss, has_aux=True)), params, buffers
 
@@ -101,7 +99,8 @@ def test_the_loss_is_the_sum_of_the_separate_losses(name):
 @every
 def test_logits_of_every_answer_place_agree(name):
     (_, (_, together)), (_, (_, apart)) = results(name)
-    a, b = together[packed()["weights"] > 0], apart[separate()["weights"] > 0]
+    a = together[text_of(packed()).weights > 0]
+    b = apart[text_of(separate()).weights > 0]
     assert a.shape == b.shape == (16, VOCAB)
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
@@ -122,8 +121,9 @@ def test_the_comparison_would_notice(name):
     """Questions that see each other, or go on counting positions, give another loss."""
     run, params, buffers = step(name)
     right = results(name)[0][1][0].loss
-    one = packed() | {"segments": np.minimum(packed()["segments"], 1)}
-    counted = packed() | {"positions": np.tile(np.arange(TOTAL, dtype=np.int32), (8, 1))}
+    one = packed()._replace(segments=np.minimum(packed().segments, 1))
+    places = np.arange(PATCHES + TOTAL, dtype=np.int32)
+    counted = packed()._replace(positions=np.tile(places, (8, 1)))
     for wrong in (one, counted):
         assert abs(run(params, buffers, wrong)[1][0].loss / right - 1) > 1e-4
 

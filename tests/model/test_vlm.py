@@ -10,6 +10,7 @@ import pytest
 
 from vimoe_jax import config as config_lib
 from vimoe_jax.answer.greedy import make_greedy
+from vimoe_jax.data.batch import PICTURE, SHARED, Batch, Prompts
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions
 from vimoe_jax.moe.routers.hash import hash_table
@@ -63,25 +64,34 @@ CONFIGS = {
 
 
 def rows(lengths, seed=0, total=12):
-    """One row per list of segment lengths."""
+    """One row per list of segment lengths: a picture, then the segments; `total` text tokens."""
     rng = np.random.default_rng(seed)
     b = len(lengths)
-    batch = {
-        "image": rng.integers(0, 256, (b, 16, 16, 3), dtype=np.uint8),
-        "tokens": rng.integers(5, VOCAB, (b, total)).astype(np.int32),
-        "targets": rng.integers(5, VOCAB, (b, total)).astype(np.int32),
-        "weights": np.zeros((b, total), np.float32),
-        "segments": np.zeros((b, total), np.int32),
-        "positions": np.zeros((b, total), np.int32),
-    }
+    batch = Batch(
+        pictures=rng.integers(0, 256, (b, 1, 16, 16, 3), dtype=np.uint8),
+        tokens=rng.integers(5, VOCAB, (b, PATCHES + total)).astype(np.int32),
+        targets=rng.integers(5, VOCAB, (b, PATCHES + total)).astype(np.int32),
+        weights=np.zeros((b, PATCHES + total), np.float32),
+        segments=np.zeros((b, PATCHES + total), np.int32),
+        positions=np.zeros((b, PATCHES + total), np.int32),
+    )
     for i, segments in enumerate(lengths):
-        start = 0
+        start = PATCHES
+        if segments:
+            batch.tokens[i, :start] = PICTURE
+            batch.segments[i, :start] = SHARED
+            batch.positions[i, :start] = np.arange(start)
         for number, n in enumerate(segments, 1):
-            batch["segments"][i, start : start + n] = number
-            batch["positions"][i, start : start + n] = np.arange(n)
-            batch["weights"][i, start + n - 2 : start + n] = 1
+            batch.segments[i, start : start + n] = number
+            batch.positions[i, start : start + n] = PATCHES + np.arange(n)
+            batch.weights[i, start + n - 2 : start + n] = 1
             start += n
     return batch
+
+
+def text_of(batch):
+    """Views of what `rows` makes, without the places of pictures."""
+    return Batch(batch.pictures, *(x[:, PATCHES:] for x in batch.for_step()[1:6]))
 
 
 def random_params(blueprint, seed=1):
@@ -126,9 +136,9 @@ def test_segments_equal_separate_rows(built):
         start = 0
         for n in segments:
             alone = rows([[n], []])
-            alone["image"][0] = packed["image"][i]
-            for name in ("tokens", "weights"):
-                alone[name][0, :n] = packed[name][i, start : start + n]
+            alone.pictures[0] = packed.pictures[i]
+            text_of(alone).tokens[0, :n] = text_of(packed).tokens[i, start : start + n]
+            text_of(alone).weights[0, :n] = text_of(packed).weights[i, start : start + n]
             separate = logits(blueprint, params, alone)
             np.testing.assert_allclose(
                 together[i, start : start + n], separate[0, :n], atol=1e-5, rtol=1e-5
@@ -141,8 +151,8 @@ def test_padding_changes_nothing(built):
     clean = rows([[5, 4], [7]])
     dirty = rows([[5, 4], [7]], seed=3)
     for i, n in enumerate((9, 7)):
-        dirty["image"][i] = clean["image"][i]
-        dirty["tokens"][i, :n] = clean["tokens"][i, :n]
+        dirty.pictures[i] = clean.pictures[i]
+        text_of(dirty).tokens[i, :n] = text_of(clean).tokens[i, :n]
     a, b = logits(blueprint, params, clean), logits(blueprint, params, dirty)
     np.testing.assert_allclose(a[0, :9], b[0, :9], atol=1e-5)
     np.testing.assert_allclose(a[1, :7], b[1, :7], atol=1e-5)
@@ -171,25 +181,25 @@ def test_decoding_agrees_with_teacher_forcing(built):
     blueprint, params = built
     rng = np.random.default_rng(5)
     lengths = [3, 6, 0, 1]
-    prompts = rng.integers(5, VOCAB, (4, 6)).astype(np.int32)
-    batch = {
-        "image": rng.integers(0, 256, (4, 16, 16, 3), dtype=np.uint8),
-        "tokens": prompts,
-        "length": np.array(lengths, np.int32),
-        "valid": np.array([True, True, False, True]),
-    }
+    texts = rng.integers(5, VOCAB, (4, 6)).astype(np.int32)
+    batch = Prompts(
+        pictures=rng.integers(0, 256, (4, 1, 16, 16, 3), dtype=np.uint8),
+        tokens=np.concatenate([np.full((4, PATCHES), PICTURE, np.int32), texts], 1),
+        length=PATCHES + np.array(lengths, np.int32),
+        valid=np.array([True, True, False, True]),
+    )
     greedy = make_greedy(
         blueprint, make_mesh({}, jax.devices()[:1]), max_new_tokens=5, eos_id=1, pad_id=0
     )
     answers = np.asarray(jax.jit(greedy)(params, batch))
     assert (answers[2] == 0).all(), "a padding row was answered"
     for i in (0, 1, 3):
-        ids = prompts[i, : lengths[i]].tolist()
+        ids = texts[i, : lengths[i]].tolist()
         for step in range(5):
             row = rows([[len(ids)], []]) if len(ids) > 1 else rows([[2], []])
-            row["image"][0] = batch["image"][i]
-            row["tokens"][0, : len(ids)] = ids
-            row["weights"][:] = 0
+            row.pictures[0] = batch.pictures[i]
+            text_of(row).tokens[0, : len(ids)] = ids
+            row.weights[:] = 0
             expected = int(np.argmax(logits(blueprint, params, row)[0, len(ids) - 1]))
             if expected == 1:
                 assert (answers[i, step:] == 0).all()

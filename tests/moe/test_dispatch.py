@@ -1,5 +1,6 @@
 """The dispatchers agree in value and in every gradient."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -205,7 +206,7 @@ def test_gradients_against_finite_differences(kind):
 
     @jax.jit
     def f(x, weight, out_weight):
-        d = kind.create(a.replace(weight=weight))
+        d = kind.create(dataclasses.replace(a, weight=weight))
         return d.from_experts(jnp.tanh(d.to_experts(x)) * out_weight[None, :, None])
 
     check_grads(f, (x, a.weight, jnp.ones((3, D))), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)

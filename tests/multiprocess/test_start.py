@@ -8,12 +8,15 @@ import sys
 
 import pytest
 
+from vimoe_jax.base import cli
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.parallel import distributed
-from vimoe_jax.parallel.distributed import Place, find_place
+from vimoe_jax.parallel.distributed import Options, Place, find_place
 from vimoe_jax.train.guard import Interrupt
 
-FLAGS = {"coordinator": "host:1234", "num_processes": "4", "process_id": "3"}
+FLAGS = Options(coordinator="host:1234", num_processes=4, process_id=3)
+ALONE = Options()
+COMMAND = cli.Command("several", Options, lambda _: 0, "")
 VARIABLES = {
     "JAX_COORDINATOR_ADDRESS": "[::1]:77", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0",
 }  # fmt: skip
@@ -22,9 +25,9 @@ VARIABLES = {
 def test_flags_come_before_variables_and_those_before_the_platform():
     slurm = {"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "node[1-2]"}
     assert find_place(FLAGS, VARIABLES | slurm) == Place("host:1234", 4, 3)
-    assert find_place({}, VARIABLES | slurm) == Place("[::1]:77", 2, 0)
-    assert find_place({}, slurm) == "Slurm"
-    assert find_place({}, {"OMPI_COMM_WORLD_SIZE": "2"}) == "Open MPI"
+    assert find_place(ALONE, VARIABLES | slurm) == Place("[::1]:77", 2, 0)
+    assert find_place(ALONE, slurm) == "Slurm"
+    assert find_place(ALONE, {"OMPI_COMM_WORLD_SIZE": "2"}) == "Open MPI"
 
 
 @pytest.mark.parametrize(
@@ -37,8 +40,8 @@ def test_flags_come_before_variables_and_those_before_the_platform():
     ],
 )
 def test_a_process_that_is_alone(env):
-    assert find_place({}, env) is None
-    assert find_place(FLAGS | {"num_processes": "1", "process_id": "0"}, env) is None
+    assert find_place(ALONE, env) is None
+    assert find_place(Options(coordinator="host:1234", num_processes=1, process_id=0), env) is None
 
 
 @pytest.mark.parametrize(
@@ -46,25 +49,29 @@ def test_a_process_that_is_alone(env):
     [
         ({"coordinator": "host"}, "--coordinator: must be HOST:PORT, not 'host'"),
         ({"coordinator": "host:99999"}, "--coordinator: must be HOST:PORT"),
-        ({"num_processes": "two"}, "--num_processes: must be a number"),
-        ({"process_id": "-1"}, "--process_id: must be a number"),
+        ({"coordinator": "host:²"}, "--coordinator: must be HOST:PORT"),
+        ({"num_processes": "two"}, "--num_processes: must be a whole number"),
+        ({"num_processes": "0"}, "--num_processes: must be at least 1"),
+        ({"process_id": "-1"}, "--process_id: must be a whole number"),
         ({"process_id": "4"}, "--process_id: 4, but --num_processes = 4 counts from 0"),
-        ({"process_id": ""}, "--process_id: needed beside --coordinator"),
-        ({"coordinator": ""}, "--coordinator: needed beside --num_processes"),
+        ({"process_id": None}, "--process_id: needed beside --coordinator"),
+        ({"coordinator": None}, "--coordinator: needed beside --num_processes"),
+        ({"initialization_timeout": "0"}, "--initialization_timeout: must be at least 1"),
     ],
 )
-def test_flags_that_do_not_fit(change, message):
+def test_options_that_do_not_fit(change, message):
+    words = {"coordinator": "host:1234", "num_processes": "4", "process_id": "3"} | change
     with pytest.raises(UserError, match=message):
-        find_place(FLAGS | change, {})
+        find_place(COMMAND.parse([f"--{n}={v}" for n, v in words.items() if v is not None]), {})
 
 
 def test_variables_that_do_not_fit():
     with pytest.raises(UserError, match="JAX_PROCESS_ID: needed beside JAX_COORDINATOR_ADDRESS"):
-        find_place({}, VARIABLES | {"JAX_PROCESS_ID": ""})
+        find_place(ALONE, VARIABLES | {"JAX_PROCESS_ID": ""})
 
 
 def test_one_process_needs_nobody():
-    distributed.start({}, {})
+    distributed.start(ALONE, {})
     assert not distributed.several() and distributed.is_lead()
     distributed.wait("nothing")
     with distributed.lead_first("nothing"):
@@ -105,10 +112,11 @@ def call(*options, then='distributed.wait("test")'):
 
 _JOIN = """
 import sys
-from vimoe_jax import cli
+from vimoe_jax.base import cli
 from vimoe_jax.parallel import distributed
+command = cli.Command("several", distributed.Options, lambda _: 0, "")
 with distributed.exit_as_one():
-    distributed.start(cli.parse(sys.argv[1:], distributed.OPTIONS)[0])
+    distributed.start(command.parse(sys.argv[1:]))
 """
 
 

@@ -1,10 +1,9 @@
-"""Loops' lengths, arithmetic and traffic, from the text of compiled programs."""
+"""The reader of programs: types, operands, loops' lengths, what calls what."""
 
-import jax
-import jax.numpy as jnp
 import pytest
 
-from vimoe_jax.plan import cost, hlo
+from vimoe_jax.plan import hlo
+from vimoe_jax.plan.hlo import Array
 
 # A TPU program in small: no known trip counts, a counter that steps by two from three, a batched
 # product as a convolution with a window, a reduce-scatter in a fusion, an array in the chip.
@@ -51,6 +50,13 @@ ENTRY %main (x.1: f32[16,8]) -> f32[16,8] {
 }
 """  # noqa: E501
 
+# The same loop and sum as other compilers print them.
+SPELLED_OUT = (
+    TPU.replace("body=%body.1", 'body=%body.1, backend_config={"known_trip_count":{"n":"5"}}')
+    .replace(" all-reduce(", " reduce-scatter(")
+    .replace("direction=LT", "direction=NE")  # no counting without the compiler's own number
+)
+
 
 def test_a_loops_length_by_start_step_and_bound():
     module = hlo.Module(TPU)
@@ -58,74 +64,106 @@ def test_a_loops_length_by_start_step_and_bound():
     assert module.trips("main", loop) == 5  # 3, 5, 7, 9, 11
 
 
-def test_portable_text_tells_lengths_and_reduce_scatters():
-    text = hlo.portable(TPU)
-    assert '"known_trip_count":{"n":"5"}' in text
-    assert " reduce-scatter(%input)" in text and " all-reduce(" not in text
-    assert hlo.portable(text) == text
-
-
-def test_collectives_of_a_portable_text():
-    from vimoe_jax.parallel.mesh import make_mesh
-    from vimoe_jax.plan.collectives import collectives
-
-    mesh = make_mesh({"fsdp": 4}, jax.devices()[:4])
-    (found,) = collectives(hlo.portable(TPU), mesh)
-    assert (found.kind, found.axes, found.count) == ("reduce-scatter", ("fsdp",), 5)
-    assert found.bytes == 16 * 8 * 4
-    assert found.sent == 5 * 16 * 8 * 4 * 3 / 4
-
-
-def test_arrays_in_the_chip_are_no_traffic():
-    # In the loop the fusion reads 16·8 and writes 4·8 floats five times; the counter is added to;
-    # the copy into the chip only reads.
-    traffic = cost.memory_bytes(hlo.Module(TPU))
-    assert traffic == 5 * ((16 * 8 + 4 * 8) * 4 + 3 * 4) + 16 * 8 * 4
-
-
-def convolution(line):
-    module = hlo.Module(f"ENTRY %main (a: f32[1], b: f32[1]) -> f32[1] {{\n{line}\n}}\n")
-    return cost.flops(module)
-
-
-def test_batched_products_written_as_convolutions():
-    # (8 batches) × (512×64 · 64×32): the batch is a dilated window that meets one element each.
-    dilated = """\
-  %a = bf16[8,512,64]{2,1,0} parameter(0)
-  %b = bf16[8,64,32]{2,1,0} parameter(1)
-  ROOT %c = bf16[8,512,32]{2,1,0} convolution(%a, %b), \
-window={size=8 stride=7 lhs_dilate=8}, dim_labels=0bf_0io->0bf"""
-    assert convolution(dilated) == 2 * 8 * 512 * 64 * 32
-    # A contraction over heads too, written as a window over them.
-    plain = dilated.replace(", window={size=8 stride=7 lhs_dilate=8}", "").replace(
-        "dim_labels=0bf_0io->0bf", "window={size=1}, dim_labels=0bf_0io->0bf"
+def test_the_compilers_own_number_comes_first():
+    module = hlo.Module(
+        TPU.replace("body=%body.1", 'body=%body.1, x={"known_trip_count":{"n":"7"}}')
     )
-    assert convolution(plain.replace("bf16[8,64,32]", "bf16[1,64,32]")) == 2 * 8 * 512 * 64 * 32
-    # Heads as results: 16 kernels padded by 15 on both sides, each place meets its own.
-    heads = """\
-  %a = bf16[4,1,64]{2,1,0} parameter(0)
-  %b = bf16[16,64,32]{2,1,0} parameter(1)
-  ROOT %c = bf16[4,16,32]{2,1,0} convolution(%a, %b), \
-window={size=16 pad=15_15 rhs_reversal=1}, dim_labels=b0f_0io->b0f"""
-    assert convolution(heads) == 2 * 4 * 16 * 64 * 32
+    assert module.trips("main", module.computations["main"]["while.1"]) == 7
 
 
-@pytest.fixture(scope="module")
-def scan():
-    """Twelve layers in a scan, as one device's program."""
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("direction=LT", "direction=NE"),
+        ("%bound = s32[]{:T(128)} constant(12)", "%bound = s32[]{:T(128)} copy(%i.1)"),
+        ("compare(%i.1, %bound)", "compare(%elsewhere, %bound)"),
+        ("condition=%condition.1", "condition=%elsewhere"),
+    ],
+)
+def test_a_loop_of_unknown_length_is_one_round(old, new):
+    assert old in TPU
+    module = hlo.Module(TPU.replace(old, new))
+    assert module.trips("main", module.computations["main"]["while.1"]) == 1
 
-    def f(w, x):
-        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0]
 
-    w, x = jnp.zeros((12, 64, 64)), jnp.zeros((32, 64))
-    return hlo.Module(jax.jit(f).lower(w, x).compile().as_text())
+def test_an_all_reduce_that_a_fusion_scatters_is_a_reduce_scatter():
+    module = hlo.Module(TPU)
+    inside = module.computations["all-reduce-scatter.3"]["all-reduce.1"]
+    assert inside.kind == "reduce-scatter"
+    assert {i.kind for c in module.computations.values() for i in c.values()}.isdisjoint(
+        {"all-reduce"}
+    )
+    alone = hlo.Module(TPU.replace("all-reduce-scatter.3", "fused_computation.3"))
+    assert alone.computations["fused_computation.3"]["all-reduce.1"].kind == "all-reduce"
 
 
-def test_products_in_a_scan_count_as_often_as_they_run(scan):
-    assert cost.flops(scan) == 12 * 2 * 32 * 64 * 64
+def test_both_ways_to_write_a_program_are_one_to_the_reader():
+    short, long = hlo.Module(TPU), hlo.Module(SPELLED_OUT)
+    assert [(c, i.name, i.kind, *rest) for c, i, *rest in short.executed()] == [
+        (c, i.name, i.kind, *rest) for c, i, *rest in long.executed()
+    ]
 
 
-def test_a_scan_reads_a_slice_of_its_stack_each_time(scan):
-    read_once = 12 * 64 * 64 * 4
-    # Copied on entry, sliced, read; not the whole stack in each of twelve rounds.
-    assert read_once <= cost.memory_bytes(scan) < 6 * read_once
+def test_what_runs_how_often_and_where():
+    found = {(c, i.name): rest for c, i, *rest in hlo.Module(TPU).executed()}
+    assert found["main", "near"] == [1, False, False]
+    assert found["body.1", "next"] == [5, True, False]
+    assert found["all-reduce-scatter.3", "all-reduce.1"] == [5, True, True]
+    assert found["add.1", "s"] == [5, True, True]  # applied by the reduction
+    assert ("condition.1", "less") not in found
+    more = {(c, i.name): rest for c, i, *rest in hlo.Module(TPU).executed(conditions=True)}
+    assert more == found | {
+        ("condition.1", name): [5, True, False] for name in ("p.1", "i.1", "bound", "less")
+    }
+
+
+def test_both_branches_of_a_conditional_run():
+    text = """\
+%yes (a: f32[2]) -> f32[2] {
+  %a = f32[2]{0} parameter(0)
+  ROOT %twice = f32[2]{0} add(%a, %a)
+}
+
+%no (b: f32[2]) -> f32[2] {
+  ROOT %b = f32[2]{0} parameter(0)
+}
+
+ENTRY %main (p: pred[], x: f32[2]) -> f32[2] {
+  %p = pred[] parameter(0)
+  %x = f32[2]{0} parameter(1)
+  ROOT %either = f32[2]{0} conditional(%p, %x, %x), CALLS
+}
+"""
+    for calls in (
+        "true_computation=%yes, false_computation=%no",
+        "branch_computations={%yes, %no}",
+    ):
+        module = hlo.Module(text.replace("CALLS", calls))
+        assert [i.name for _, i, *_ in module.executed()] == ["p", "x", "either", "a", "twice", "b"]
+
+
+def test_parts_of_an_instruction():
+    module = hlo.Module(
+        """\
+ENTRY %main (x: f32[4]) -> f32[4] {
+  %t = (s32[]{:T(128)}, /*index=1*/bf16[3,5]{1,0:T(8,128)(2,1)S(1)}, pred[7]{0}, s4[3]{0}, token[]) \
+custom-call(%x.1, %y-2), custom_call_target="f(%z)", metadata={op_name="jit(f)/while/dot"}
+  ROOT %minus = s32[] constant(-3)
+}
+"""  # noqa: E501
+    )
+    assert module.entry == "main" and module.root("main").name == "minus"
+    t, minus = module.computations["main"].values()
+    assert (t.kind, t.operands, t.op_name) == ("custom-call", ("x.1", "y-2"), "jit(f)/while/dot")
+    assert t.arrays == (
+        Array((), 4, False),
+        Array((3, 5), 30, True),
+        Array((7,), 7, False),
+        Array((3,), 2, False),
+        Array((), 0, False),
+    )
+    assert (minus.number(), t.number(), minus.calls, minus.called("body")) == (-3, None, (), "")
+
+
+def test_an_empty_text_runs_nothing():
+    assert not list(hlo.Module("").executed())

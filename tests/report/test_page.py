@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.report import __main__ as command
 from vimoe_jax.report import charts, markup, page
 from vimoe_jax.report import workdir as report_data
 from vimoe_jax.report.grid import save_grid_png
@@ -534,5 +535,5 @@ def test_command(workdir):
 @pytest.mark.parametrize("args", [["--workdir=nowhere"], ["--workdirs=x"], ["--grid=x.png"]])
 def test_command_with_bad_input(args, capsys):
     with pytest.raises(UserError, match=r"^--"):
-        page.main(args)
+        command.main(args)
     assert capsys.readouterr().out == ""

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.model.test_vlm import CONFIGS, VOCAB, random_params, rows
+from tests.model.test_vlm import CONFIGS, VOCAB, random_params, rows, text_of
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import Config
 from vimoe_jax.config.train import Distill, Optim, Train
@@ -45,13 +45,13 @@ def test_forward_is_the_model_itself():
     model = blueprint.build(params)
     np.testing.assert_allclose(model.decoder.norm(kept.decoder[-1])[:, 4:], out.hidden, atol=1e-5)
     np.testing.assert_allclose(
-        kept.decoder[0][:, 4:], model.decoder.embed(rows(LENGTHS)["tokens"]), atol=1e-6
+        kept.decoder[0][:, 4:], model.decoder.embed(text_of(rows(LENGTHS)).tokens), atol=1e-6
     )
 
 
 def by_formula(ours, parents, batch):
     """In float64 numpy, token by token."""
-    used = batch["segments"] > 0
+    used = text_of(batch).segments > 0
     valid = np.concatenate([np.repeat(used.any(1)[:, None], 4, 1), used], 1)
     total = 0.0
     for part, mask in (("vision", valid[:, :4]), ("decoder", valid)):
@@ -63,7 +63,7 @@ def by_formula(ours, parents, batch):
         e = np.exp(logits - logits.max(-1, keepdims=True))
         return e / e.sum(-1, keepdims=True)
 
-    answers = batch["weights"] > 0
+    answers = text_of(batch).weights > 0
     p, q = softmax(ours)[answers], softmax(parents)[answers]
     kl = (p * np.log(p / q)).sum(-1) + (q * np.log(q / p)).sum(-1)
     return total, 0.5 * kl.mean()
@@ -120,7 +120,7 @@ def test_the_step_learns_from_a_parent(accumulate):
     parent, teacher = made("dense")
     tx, mesh = optax.sgd(0.0), make_mesh({}, jax.devices()[:1])
     state = state_lib.create(params, tx, set(params))
-    batch = {n: np.concatenate([x, x[:1]]) for n, x in rows(LENGTHS).items()}
+    batch = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), rows(LENGTHS))
     step = jax.jit(make_train_step(c, child, tx, mesh, parent))
     plain = jax.jit(make_train_step(alone, child, tx, mesh))
     with pytest.raises(UserError, match=r"config\.train\.distill\.parent"):

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from vimoe_jax.model.loss import TokenLoss
+from vimoe_jax.model.stack import merge
 from vimoe_jax.model.tokens import NUM_KINDS, TokenKind
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.run.state import Health
 from vimoe_jax.train import numbers
-from vimoe_jax.train.loss import TokenLoss
 from vimoe_jax.train.step import StepMetrics
 
 E = 4
@@ -56,7 +57,7 @@ def test_a_dense_step_logs_nothing_of_experts():
 
 def test_drops_count_choices_of_all_layers_together():
     a, b = ((80, 40, 20), (80, 20, 15)), ((160, 0, 20), (40, 0, 5))
-    logged = numbers.of_step(step({"decoder": [[None, layers(a, b)]]}))
+    logged = numbers.of_step(step({"decoder": layers(a, b)}))
     at = {n.removeprefix("train/moe/decoder/"): v for n, v in logged.items() if "/moe/" in n}
     assert at["drop_fraction"] == pytest.approx(1 - 160 / 320)
     assert at["drop_fraction_image"] == pytest.approx(1 - 120 / 240)
@@ -72,7 +73,7 @@ def test_drops_count_choices_of_all_layers_together():
 
 
 def test_only_kinds_that_have_tokens():
-    logged = numbers.of_step(step({"vision": [[layers(((8, 0, 0), (6, 0, 0)))]]}))
+    logged = numbers.of_step(step({"vision": layers(((8, 0, 0), (6, 0, 0)))}))
     kinds = [n.rpartition("_")[2] for n in logged if "/drop_fraction_" in n]
     assert kinds == [TokenKind.IMAGE.name.lower()]
     assert not [n for n in logged if n.endswith("_by_layer")]  # one layer: nothing to list
@@ -85,21 +86,21 @@ def test_layers_are_listed_first_to_last():
         return layers(*(((100, 0, 0), (100 * (1 - f), 0, 0)) for f in fractions))
 
     segments = [[None, dropping(0.1, 0.3), dropping(0.2, 0.4)], [None], [dropping(0.5)]]
-    logged = numbers.of_step(step({"decoder": segments}))
+    logged = numbers.of_step(step({"decoder": merge(segments)}))
     by_layer = logged["train/moe/decoder/drop_fraction_by_layer"]
     assert by_layer == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert logged["train/moe/decoder/drop_fraction"] == pytest.approx(0.3)
 
 
 def test_a_batch_without_tokens_logs_no_nan():
-    logged = numbers.of_step(step({"decoder": [[layers(((0, 0, 0), (0, 0, 0)))]]}))
+    logged = numbers.of_step(step({"decoder": layers(((0, 0, 0), (0, 0, 0)))}))
     assert all(math.isfinite(v) for v in logged.values())
     assert not [n for n in logged if "/drop_fraction_" in n]
 
 
 def test_the_line_names_the_worst_part():
     few, many = layers(((10, 10, 10), (9, 9, 9))), layers(((10, 10, 10), (5, 5, 5)))
-    logged = numbers.of_step(step({"vision": [[few]], "decoder": [[many, many]]}))
+    logged = numbers.of_step(step({"vision": few, "decoder": merge([[many, many]])}))
     rates = {"train/examples_per_second": 2.0, "train/tokens_per_second": 3.0}
     assert numbers.line(logged | rates).endswith("3 tokens/s · 50.0% dropped, load 2.00× mean")
 

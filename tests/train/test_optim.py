@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from tests.model.test_vlm import CONFIGS, VOCAB, random_params
+from vimoe_jax.config.parts import part_name
 from vimoe_jax.config.train import Optim
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel import rules
@@ -226,7 +227,7 @@ def test_frozen_parts_have_no_state():
     c = dataclasses.replace(FACTOR, vision_rate=0.0)
     blueprint = Blueprint.create(CONFIGS["moe"], VOCAB)
     axes = blueprint.axes()
-    trainable = {n for n in axes if optim.rate(c, n) > 0}
+    trainable = {n for n in axes if c.rate(part_name(n)) > 0}
     tx = optim.make(c, 10, {n: axes[n] for n in sorted(trainable)})
     state = state_lib.create(random_params(blueprint), tx, trainable)
     paths = [str(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]

@@ -11,10 +11,10 @@ import pytest
 from tests.model.test_vlm import CONFIGS, VOCAB, random_params, rows
 from vimoe_jax.config import Config
 from vimoe_jax.config.train import Optim, Train
+from vimoe_jax.model import loss as loss_lib
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel.mesh import make_mesh, to_mesh
 from vimoe_jax.parallel.parameters import decays, is_bias
-from vimoe_jax.train import loss as loss_lib
 from vimoe_jax.train import optim
 from vimoe_jax.train.program import Program
 from vimoe_jax.train.step import make_loss_step

@@ -155,7 +155,7 @@ def test_importance_reads_real_batches(dense, tmp_path, capsys):
 
 BAD = {
     "unknown method": (("--method=coppy",), "--method: must be one of"),
-    "a number": (("--noise=much",), "--noise: must be float"),
+    "a number": (("--noise=much",), "--noise: must be a number"),
     "no such checkpoint": ((STEPS, "--step=7"), "--step: "),
     "another width": ((STEPS, "--config.model.decoder.width=32"), "config.model.decoder.width: 32"),
     "narrow copies": (

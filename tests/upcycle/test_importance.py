@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.test_vlm import VOCAB, random_params, rows, small
+from tests.model.test_vlm import VOCAB, random_params, rows, small, text_of
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions
@@ -23,15 +23,15 @@ def plain(blueprint, params, batch):
     """Row by row in numpy, from the gradients of every weight."""
 
     def loss(params, row):
-        model = blueprint.build(params)
+        model, text = blueprint.build(params), text_of(row)
         logp = jax.nn.log_softmax(model.logits(model(row).hidden))
-        right = jnp.take_along_axis(logp, row["targets"][..., None], -1)[..., 0]
-        return -(right * row["weights"]).sum() / jnp.maximum(row["weights"].sum(), 1)
+        right = jnp.take_along_axis(logp, text.targets[..., None], -1)[..., 0]
+        return -(right * text.weights).sum() / jnp.maximum(text.weights.sum(), 1)
 
     gradient = jax.jit(jax.grad(loss))
     total = dict.fromkeys(PATHS, 0.0)
     for i in range(len(LENGTHS)):
-        g = gradient(params, {n: x[i : i + 1] for n, x in batch.items()})
+        g = gradient(params, batch.rows(i, i + 1))
         for path in PATHS:
             inner = (params[f"{path}.w_in"] * np.asarray(g[f"{path}.w_in"])).sum((-3, -2))
             outer = (params[f"{path}.w_out"] * np.asarray(g[f"{path}.w_out"])).sum(-1)
@@ -46,7 +46,7 @@ def test_scores_equal_plain_gradients(devices):
     sizes = {"data": 2, "fsdp": 2, "tensor": 2} if devices == 8 else {}
     mesh = make_mesh(sizes, jax.devices()[:devices])
     placed = jax.device_put(params, blueprint.shardings(mesh))
-    halves = [{n: x[i : i + 2] for n, x in batch.items()} for i in (0, 2)]
+    halves = [batch.rows(i, i + 2) for i in (0, 2)]
     batches = [batch] if devices == 8 else halves
     found = importance.scores(blueprint, placed, PATHS, batches, mesh, 100)
     for path, expected in plain(blueprint, params, batch).items():
@@ -60,7 +60,7 @@ def test_no_more_samples_than_asked():
     batch = rows(LENGTHS)
     batches = [batch] * 5
     few = importance.scores(blueprint, params, PATHS[:1], batches, mesh, 3)
-    first = {n: x[:3] for n, x in batch.items()}
+    first = batch.rows(0, 3)
     same = importance.scores(blueprint, params, PATHS[:1], [first], mesh, 100)
     np.testing.assert_allclose(few["connector"], same["connector"], rtol=1e-5)
 

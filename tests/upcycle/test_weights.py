@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.test_vlm import VOCAB, random_params, rows, small
+from tests.model.test_vlm import PATCHES, VOCAB, random_params, rows, small
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions
 from vimoe_jax.parallel.mesh import make_mesh, to_mesh
@@ -65,7 +65,7 @@ def moved(migration, made, mesh=None, key=None):
     mesh = mesh or on()
     batch = to_mesh(rows(ROWS), mesh)
     ours, _ = drift.hidden(migration.new, made, batch, mesh, key)
-    weight = (batch["segments"] > 0).astype(jnp.float32)
+    weight = (batch.segments[:, PATCHES:] > 0).astype(jnp.float32)
     theirs = jnp.asarray(dense_hidden())
     where = ours.sharding if mesh.size > 1 else None
     theirs = jax.device_put(theirs, where) if where is not None else theirs
@@ -234,7 +234,7 @@ def test_parts_that_are_moe_already_stay():
     assert set(layouts) == {("decoder", 1), ("decoder", 3)}
     made = weights.upcycle(migration, dict(params), layouts, Upcycling(), on(), 0)
     ours, _ = drift.hidden(migration.new, made, batch, on())
-    weight = (batch["segments"] > 0).astype(jnp.float32)
+    weight = (batch.segments[:, PATCHES:] > 0).astype(jnp.float32)
     assert float(drift.distance(ours, theirs, made["decoder.embedding"], weight)) <= 1e-5
 
 

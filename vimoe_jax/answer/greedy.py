@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
+from vimoe_jax.base import struct
+from vimoe_jax.data.batch import Prompts
 from vimoe_jax.model.blueprint import Blueprint, Params
-from vimoe_jax.model.tokens import TokenKind
+from vimoe_jax.model.tokens import Places, TokenKind
 from vimoe_jax.model.vlm import VLM
 from vimoe_jax.parallel.rules import use_mesh
 
 
 @struct.dataclass
 class _Loop:
-    """Carried from token to token: Z = P + S + max_new_tokens places a row."""
+    """Carried from token to token: Z = S + max_new_tokens places per row."""
 
     count: Int[Array, ""]
     token: Int[Array, "B"]
@@ -29,39 +30,33 @@ class _Loop:
 
 def make_greedy(
     blueprint: Blueprint, mesh: Mesh, *, max_new_tokens: int, eos_id: int, pad_id: int
-) -> Callable[[Params, Mapping[str, jax.Array]], Int[Array, "B N"]]:
-    """The decoder, not yet compiled: `jax.jit(make_greedy(…))(params, batch)`.
+) -> Callable[[Params, Prompts], Int[Array, "B N"]]:
+    """The decoder, not yet compiled: `jax.jit(make_greedy(…))(params, prompts)`.
 
-    `batch` holds `image` (B, H, W, 3) uint8, `tokens` (B, S) int32 right-padded prompts, `length`
-    (B,) int32 and `valid` (B,) bool. The result (B, max_new_tokens) is each row's answer up to and
-    without the end token, then `pad_id`. The loop ends when every valid row has ended.
+    The result (B, max_new_tokens) is each row's answer up to and without the end token, then
+    `pad_id`. The loop ends when every valid row has ended.
 
     A row's prompt is padded on the right: its new tokens are written behind the padding (the same
     place for all rows) but take the positions that follow its own prompt.
     """
 
-    def decode(params: Params, batch: Mapping[str, jax.Array]) -> Int[Array, "B N"]:
+    def decode(params: Params, prompts: Prompts) -> Int[Array, "B N"]:
         with use_mesh(mesh):
-            model = blueprint.build(blueprint.cast(params))
-            prompt = model.num_patches + batch["tokens"].shape[1]
-            state, seen = _prefill(model, batch, max_new_tokens, eos_id, pad_id)
+            model = blueprint.model(params)
+            prompt = prompts.tokens.shape[1]
+            state, seen = _prefill(model, prompts, max_new_tokens, eos_id, pad_id)
 
             def step(loop: _Loop) -> _Loop:
                 place = jnp.arange(seen.shape[1])
                 new = (place >= prompt) & (place < prompt + loop.count)
-                mask = (seen | new)[:, None]
-                positions = (model.num_patches + batch["length"] + loop.count - 1)[:, None]
-                alive = (~loop.done)[:, None]
-                kind = jnp.full(alive.shape, TokenKind.ANSWER, jnp.int32)
+                token, alive = loop.token[:, None], (~loop.done)[:, None]
                 hidden, caches, _ = model.decoder(
-                    model.decoder.embed(loop.token[:, None]),
-                    positions,
-                    mask,
-                    alive,
-                    kind,
+                    model.decoder.embed(token),
+                    (prompts.length + loop.count - 1)[:, None],
+                    (seen | new)[:, None],
+                    Places(alive, jnp.full(alive.shape, TokenKind.ANSWER, jnp.int32), token),
                     caches=loop.caches,
                     offset=prompt + loop.count - 1,
-                    ids=loop.token[:, None],
                 )
                 token = jnp.argmax(model.logits(hidden[:, 0]), -1).astype(jnp.int32)
                 return _advance(loop, token, caches, eos_id, pad_id)
@@ -75,36 +70,33 @@ def make_greedy(
 
 
 def _prefill(
-    model: VLM, batch: Mapping[str, jax.Array], max_new: int, eos_id: int, pad_id: int
+    model: VLM, prompts: Prompts, max_new: int, eos_id: int, pad_id: int
 ) -> tuple[_Loop, Bool[Array, "B Z"]]:
-    """Runs picture and prompt; returns the loop after its first token, and which places count."""
-    patches, (rows, length) = model.num_patches, batch["tokens"].shape
-    prompt, total = patches + length, patches + length + max_new
-    picture, _ = model.encode(batch["image"], batch["valid"])
-    x = jnp.concatenate([picture, model.decoder.embed(batch["tokens"])], 1)
-    place = jnp.arange(total)
-    seen = (place < patches + batch["length"][:, None]) & batch["valid"][:, None]
+    """Runs pictures and prompt; returns the loop after its first token, and which places count."""
+    rows, prompt = prompts.tokens.shape
+    layout = model.layout(prompts.tokens, prompts.pictures.shape[1])
+    x, _ = model.embed(prompts.pictures, prompts.tokens, layout)
+    place = jnp.arange(prompt + max_new)
+    seen = (place < prompts.length[:, None]) & prompts.valid[:, None]
     own = place[:prompt, None] >= place
     # As in training, a padding place sees itself.
     mask = (own & seen[:, None]) | (place[:prompt, None] == place)
-    kind = jnp.where(place[:prompt] < patches, TokenKind.IMAGE, TokenKind.QUESTION)
+    kind = jnp.where(layout.is_picture, TokenKind.IMAGE, TokenKind.QUESTION).astype(jnp.int32)
     hidden, caches, _ = model.decoder(
         x,
         jnp.broadcast_to(place[:prompt], (rows, prompt)),
         mask,
-        seen[:, :prompt],
-        jnp.broadcast_to(kind, (rows, prompt)).astype(jnp.int32),
-        caches=model.decoder.empty_cache(rows, total),
+        model.places(prompts.tokens, layout, seen[:, :prompt], kind),
+        caches=model.decoder.empty_cache(rows, prompt + max_new),
         offset=0,
-        ids=model.ids(batch["tokens"]),
     )
-    last = jnp.maximum(patches + batch["length"] - 1, 0)[:, None, None]
+    last = jnp.maximum(prompts.length - 1, 0)[:, None, None]
     hidden = jnp.take_along_axis(hidden, last, axis=1)[:, 0]
     token = jnp.argmax(model.logits(hidden), -1).astype(jnp.int32)
     start = _Loop(
         count=jnp.zeros((), jnp.int32),
         token=token,
-        done=~batch["valid"],
+        done=~prompts.valid,
         output=jnp.full((rows, max_new), pad_id, jnp.int32),
         caches=caches,
     )

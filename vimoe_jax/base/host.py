@@ -1,4 +1,4 @@
-"""The host's memory: kept and reused, in large pages, where XLA computes on the CPU.
+"""The host: its cache folder, and its memory, kept and reused where XLA computes on the CPU.
 
 XLA on CPU takes its buffers from malloc and gives them back at every step. glibc returns blocks of
 that size to the system at once, so that each step begins with thousands of page faults; the zeroing
@@ -17,6 +17,11 @@ from pathlib import Path
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _MADV_HUGEPAGE = 14  # <sys/mman.h>
 _HEAP = 1 << 30  # bytes of address space set aside; pages are taken when first written
+
+
+def cache_folder() -> Path:
+    """Where findings about this machine are kept: `$VIMOE_CACHE`, else `~/.cache/vimoe_jax`."""
+    return Path(os.environ.get("VIMOE_CACHE") or Path.home() / ".cache" / "vimoe_jax")
 
 
 def keep_memory() -> bool:

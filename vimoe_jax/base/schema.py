@@ -202,6 +202,25 @@ def _coerce(value: Any, hint: Any, owner: str, name: str) -> Any:
     raise FieldError(owner, f"{name}: must be {_type_name(hint)}, not {value!r}")
 
 
+def check_name(cls: type, name: str) -> None:
+    """Checks that a dotted name is a field of the schema, or of a dictionary in it.
+
+    Raises:
+      UserError: it is none; the message names the nearest.
+    """
+    group, done = cls, ""
+    for word in name.split("."):
+        if not dataclasses.is_dataclass(group):
+            if typing.get_origin(group) is dict:
+                return
+            raise UserError(f"--config.{name}: {done[:-1]} has no fields of its own")
+        hints = _hints(group)
+        if word not in hints:
+            raise UserError(f"--config.{name}: no field {done}{word}{nearest(word, hints)}")
+        group = hints[word]
+        done += f"{word}."
+
+
 def apply_override(config: Any, name: str, text: str) -> None:
     """Sets one dotted field of a ConfigDict from the command line's text.
 
@@ -214,7 +233,7 @@ def apply_override(config: Any, name: str, text: str) -> None:
             raise UserError(f"--config.{name}: no field {done}{group}{nearest(group, node)}")
         node = node[group]
         done += f"{group}."
-        if not isinstance(node, Mapping) and not hasattr(node, "keys"):
+        if not hasattr(node, "keys"):
             raise UserError(f"--config.{name}: {done[:-1]} has no fields of its own")
     if leaf not in node:
         raise UserError(f"--config.{name}: no field {done}{leaf}{nearest(leaf, node)}")

@@ -25,6 +25,7 @@ from vimoe_jax.config.data import Data
 from vimoe_jax.config.evaluate import Eval
 from vimoe_jax.config.mesh import Mesh
 from vimoe_jax.config.model import Connector, Decoder, Model, Vision
+from vimoe_jax.config.parts import parts_of
 from vimoe_jax.config.train import Checkpoint, Distill, Optim, Train
 
 __all__ = [
@@ -134,21 +135,22 @@ def _complaints(c: Config) -> Iterator[str]:
         )
     if d.head_dim % 2:
         yield f"model.decoder.head_dim: must be even, not {d.head_dim}"
-    parts = (
-        ("vision", v.depth, v.mlp_dim),
-        ("connector", 1, d.width),
-        ("decoder", d.depth, d.mlp_dim),
-    )
-    for part, depth, mlp_dim in parts:
-        causal = part == "decoder"
-        for complaint in complaints(getattr(m, part).moe, depth, mlp_dim, causal=causal):
-            yield f"model.{part}.moe.{complaint}"
+    for part in parts_of(m).values():
+        for complaint in complaints(part.moe, part.depth, part.mlp_dim, causal=part.causal):
+            yield f"model.{part.name}.moe.{complaint}"
     if c.train.batch_size % c.train.accumulate:
         yield (
             f"train.accumulate: {c.train.accumulate} does not divide "
             f"train.batch_size = {c.train.batch_size}"
         )
     yield from _data_complaints(c.data)
+    if not c.data.max_pictures:
+        for part in ("vision", "connector"):
+            if rate := getattr(c.optim, f"{part}_rate"):
+                yield (
+                    f"optim.{part}_rate: {rate}, but no picture reaches the {part} with "
+                    "data.max_pictures = 0; set it to 0"
+                )
     if not max(c.optim.vision_rate, c.optim.connector_rate, c.optim.decoder_rate):
         yield "optim.decoder_rate: every part is frozen (all rates are 0); nothing would be trained"
 

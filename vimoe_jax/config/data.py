@@ -11,8 +11,8 @@ class Data:
 
     dataset: str = field(
         "viscenes",
-        "One dataset or several, NAME[@VARIANT][:WEIGHT],…; weights say how often their pictures "
-        "are drawn, relative to each other.",
+        "One dataset or several, NAME[@VARIANT][:WEIGHT],…; weights say how often their records "
+        "are drawn, relative to each other. my_package.my_module:Source is your own class.",
     )
     dir: str = field("data", "Where prepared datasets lie (ViScenes is generated there if absent).")
     source: str = field("", "The JSONL file of dataset 'jsonl'.")
@@ -31,6 +31,9 @@ class Data:
     vocab_size: int = field(1024, "Pieces of a tokenizer trained here.", at_least(270))
     text_length: int = field(
         160, "S, text tokens a row: one picture with several questions.", at_least(4)
+    )
+    max_pictures: int = field(
+        1, "I, pictures a row holds at most; 0 for text alone, without the tower.", at_least(0)
     )
     prompt_length: int = field(48, "Question tokens a row at evaluation.", at_least(4))
     max_questions: int = field(0, "Questions a row at most; 0 for as many as fit.", at_least(0))

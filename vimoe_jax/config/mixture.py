@@ -20,7 +20,7 @@ PLAIN = "plain"  # the style of prompts where none is asked for
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Component:
     """One dataset of a mixture.
 
     Attributes:
@@ -38,27 +38,29 @@ class Part:
     @property
     def label(self) -> str:
         """What folders, metrics and messages call it."""
-        return f"{self.name}_{self.variant}" if self.variant else self.name
+        name = self.name.replace(":", "_").replace(".", "_")
+        return f"{name}_{self.variant}" if self.variant else name
 
 
 def known_names() -> tuple[str, ...]:
-    """Everything that can be a part."""
+    """Everything that can be a component."""
     return ("viscenes", "jsonl", *datasets.NAMES)
 
 
-def parse(dataset: str, style: str = "") -> tuple[Part, ...]:
+def parse(dataset: str, style: str = "") -> tuple[Component, ...]:
     """Reads `config.data.dataset` and `config.data.style`.
 
     Args:
-      dataset: `NAME[@VARIANT][:WEIGHT]`, several separated by commas.
-      style: a style for all parts, `PART=STYLE` for one, or both, separated by commas.
+      dataset: `NAME[@VARIANT][:WEIGHT]`, several separated by commas; or
+        `my_package.my_module:Source[:WEIGHT]`, a class of another package (`datasets.open`).
+      style: a style for all components, `PART=STYLE` for one, or both, separated by commas.
 
     Raises:
       ValueError: what is wrong, beginning with the field's name.
     """
     try:
-        parts = tuple(_part(text.strip()) for text in dataset.split(","))
-        labels = [p.label for p in parts]
+        components = tuple(_component(text.strip()) for text in dataset.split(","))
+        labels = [p.label for p in components]
         if twice := [label for label in labels if labels.count(label) > 1]:
             raise ValueError(f"{twice[0]!r} is named twice")
     except ValueError as e:
@@ -67,26 +69,34 @@ def parse(dataset: str, style: str = "") -> tuple[Part, ...]:
         usual, own = _styles(style, labels)
     except ValueError as e:
         raise ValueError(f"style: {e}") from None
-    return tuple(dataclasses.replace(p, style=own.get(p.label, usual)) for p in parts)
+    return tuple(dataclasses.replace(p, style=own.get(p.label, usual)) for p in components)
 
 
-def _part(text: str) -> Part:
-    spelled, colon, weight = text.partition(":")
-    name, at, variant = spelled.strip().partition("@")
-    _check(name, known_names())
-    if at and not variant:
-        raise ValueError(f"{text!r} names no variant after '@'")
+def _component(text: str) -> Component:
+    outside = datasets.OUTSIDE.match(text)
+    if outside and text.partition(":")[0] not in known_names():
+        spelled = name = outside[0]
+        variant, rest = "", text[outside.end() :]
+        if rest and not rest.startswith(":"):
+            raise ValueError(f"{text!r}: after MODULE:NAME comes a weight, :WEIGHT, or nothing")
+        colon, weight = rest[:1], rest[1:]
+    else:
+        spelled, colon, weight = text.partition(":")
+        name, at, variant = spelled.strip().partition("@")
+        _check(name, known_names())
+        if at and not variant:
+            raise ValueError(f"{text!r} names no variant after '@'")
     try:
         value = float(weight) if colon else 1.0
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
         raise ValueError(f"the weight of {spelled!r} must be a positive number, not {weight!r}")
-    return Part(name, variant, value)
+    return Component(name, variant, value)
 
 
 def _styles(text: str, labels: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """The style of all parts, and of those that have their own."""
+    """The style of all components, and of those that have their own."""
     usual, own = [], {}
     for item in filter(None, map(str.strip, text.split(","))):
         label, equals, style = map(str.strip, item.rpartition("="))
@@ -98,7 +108,7 @@ def _styles(text: str, labels: Sequence[str]) -> tuple[str, dict[str, str]]:
         _check(label, labels)
         own[label] = style
     if len(usual) > 1:
-        raise ValueError(f"one style for all parts, not both {usual[0]!r} and {usual[1]!r}")
+        raise ValueError(f"one style for all components, not both {usual[0]!r} and {usual[1]!r}")
     return (usual or [PLAIN])[0], own
 
 

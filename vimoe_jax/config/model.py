@@ -73,3 +73,8 @@ class Model:
     vision: Vision = field(Vision(), "The image tower.")
     connector: Connector = field(Connector(), "Between tower and decoder.")
     decoder: Decoder = field(Decoder(), "The language model.")
+
+    @property
+    def num_patches(self) -> int:
+        """P, places of a picture."""
+        return (self.image_size // self.patch_size) ** 2

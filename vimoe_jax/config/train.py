@@ -35,6 +35,10 @@ class Optim:
     connector_rate: float = field(1.0, "The same for the connector.", at_least(0))
     decoder_rate: float = field(1.0, "The same for the decoder.", at_least(0))
 
+    def rate(self, part: str) -> float:
+        """The learning rate of a part of the model over the peak; 0 is frozen."""
+        return float(getattr(self, f"{part}_rate"))
+
 
 @checked
 class Distill:

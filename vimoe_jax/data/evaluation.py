@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from vimoe_jax.data import prompts
-from vimoe_jax.data.batch import Batch
+from vimoe_jax.data.batch import PICTURE, Prompts
 from vimoe_jax.data.mixture import style_of
-from vimoe_jax.datasets import images
+from vimoe_jax.data.rows import decode_all, stack_pictures
 from vimoe_jax.datasets.records import QA, BadRecord, Record, Source
 from vimoe_jax.text.tokenizers import Tokenizer
 
@@ -29,6 +29,8 @@ class EvalBatches:
     tokenizer: Tokenizer
     image_size: int
     prompt_length: int
+    patches: int
+    max_pictures: int
     batch_size: int
     resize: str
     limit: int
@@ -37,9 +39,9 @@ class EvalBatches:
     process_count: int
     skipped: list[str] = dataclasses.field(default_factory=list)
     cut: int = 0
-    _last: tuple[Record | None, np.ndarray | None] = (None, None)
+    _last: tuple[Record | None, list[np.ndarray] | None] = (None, None)
 
-    def __iter__(self) -> Iterator[tuple[Batch, list[tuple[int, QA]]]]:
+    def __iter__(self) -> Iterator[tuple[Prompts, list[tuple[int, QA]]]]:
         self.skipped.clear()
         self.cut = 0
         rows: list[tuple[Record, list[int], int, QA]] = []
@@ -75,30 +77,32 @@ class EvalBatches:
                 # The end of a prompt asks for the answer, so that a long one loses its beginning.
                 yield record, prompt[-self.prompt_length :], index, qa
 
-    def _batch(self, rows: list) -> tuple[Batch, list[tuple[int, QA]]]:
-        b, size, length = self.batch_size // self.process_count, self.image_size, self.prompt_length
-        start = self.process_index * b
-        batch = {
-            "image": np.zeros((b, size, size, 3), np.uint8),
-            "tokens": np.full((b, length), self.tokenizer.pad_id, np.int32),
-            "length": np.zeros((b,), np.int32),
-            "valid": np.zeros((b,), bool),
-        }
+    def _batch(self, rows: list) -> tuple[Prompts, list[tuple[int, QA]]]:
+        b, size, most = self.batch_size // self.process_count, self.image_size, self.max_pictures
+        start, places = self.process_index * b, most * self.patches + self.prompt_length
+        batch = Prompts(
+            pictures=np.zeros((b, most, size, size, 3), np.uint8),
+            tokens=np.full((b, places), self.tokenizer.pad_id, np.int32),
+            length=np.zeros((b,), np.int32),
+            valid=np.zeros((b,), bool),
+        )
         for i, (record, prompt, _, _) in enumerate(rows[start : start + b]):
             pixels = self._pixels(record)
             if pixels is None:
                 continue
-            batch["image"][i] = pixels
-            batch["tokens"][i, : len(prompt)] = prompt
-            batch["length"][i] = len(prompt)
-            batch["valid"][i] = True
+            shared = self.patches * len(pixels)
+            batch.pictures[i] = stack_pictures(pixels, most, size)
+            batch.tokens[i, :shared] = PICTURE
+            batch.tokens[i, shared : shared + len(prompt)] = prompt
+            batch.length[i] = shared + len(prompt)
+            batch.valid[i] = True
         return batch, [(index, qa) for _, _, index, qa in rows]
 
-    def _pixels(self, record: Record) -> np.ndarray | None:
-        """Its picture; None if that is bad. A picture's questions follow each other: it is kept."""
+    def _pixels(self, record: Record) -> list[np.ndarray] | None:
+        """Its pictures, None if one is bad; kept, for a record's questions follow each other."""
         if self._last[0] is not record:
             try:
-                pixels = images.decode(record.image, self.image_size, self.resize, name=record.id)
+                pixels = decode_all(record, self.image_size, self.resize, self.max_pictures)
             except BadRecord as e:
                 pixels = None
                 self.skipped.append(str(e))
@@ -112,7 +116,9 @@ def eval_batches(
     *,
     image_size: int,
     prompt_length: int,
+    patches: int,
     batch_size: int,
+    max_pictures: int = 1,
     resize: str = "squash",
     limit: int = 0,
     tasks: Collection[str] | None = None,
@@ -125,8 +131,10 @@ def eval_batches(
       source: records.
       tokenizer: of prompts.
       image_size: H = W, pixels.
-      prompt_length: P tokens a prompt may have.
+      prompt_length: tokens that a prompt may have.
+      patches: P, places of a picture.
       batch_size: B, rows of a global batch; host h gets rows h·b to (h+1)·b - 1 of each.
+      max_pictures: I, pictures per row at most.
       resize: how a picture becomes square.
       limit: only the first so many records; 0 for all.
       tasks: only questions of these tasks; None for all.
@@ -134,11 +142,10 @@ def eval_batches(
       process_count: hosts.
 
     Returns:
-      An iterable of (batch, items): image (b, H, W, 3) uint8, tokens (b, P) int32 padded on the
-      right, length (b,) int32, valid (b,) bool, false for padding and for bad pictures; items holds
-      (record index, QA) of the global batch's rows.
+      An iterable of (`Prompts` of b rows, items): items holds (record index, QA) of the global
+      batch's rows.
     """
     return EvalBatches(
-        source, tokenizer, image_size, prompt_length, batch_size, resize, limit, tasks,
-        process_index, process_count,
+        source, tokenizer, image_size, prompt_length, patches, max_pictures, batch_size, resize,
+        limit, tasks, process_index, process_count,
     )  # fmt: skip

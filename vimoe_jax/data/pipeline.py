@@ -69,7 +69,7 @@ class TrainBatches:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
             self._started = True
         self._consumed += 1
-        return batch
+        return Batch(**batch)
 
     def state(self) -> dict[str, int]:
         """How many batches were consumed, over all resumptions: what `start` continues from.
@@ -107,6 +107,7 @@ def train_batches(
     *,
     image_size: int,
     text_length: int,
+    patches: int,
     batch_size: int,
     seed: int,
     start: int = 0,
@@ -114,6 +115,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
+    max_pictures: int = 1,
     resize: str = "squash",
     max_questions: int = 0,
     vary_prompts: bool = False,
@@ -129,7 +131,8 @@ def train_batches(
       source: records.
       tokenizer: of questions and answers.
       image_size: H = W, pixels.
-      text_length: S, text tokens a row.
+      text_length: T, text tokens per row.
+      patches: P, places of a picture.
       batch_size: B, rows of a global batch; host h gets rows h·b to (h+1)·b - 1 of each.
       seed: decides everything.
       start: batches already consumed.
@@ -137,15 +140,14 @@ def train_batches(
       process_index: this host.
       process_count: hosts.
       workers: processes that build batches; 0 uses threads of this process.
+      max_pictures: I, pictures per row at most.
       resize: how a picture becomes square.
       max_questions: segments a row at most; 0 for as many as fit.
       vary_prompts: draw the prompt's wording.
       cache_images: keep decoded pictures in memory.
 
     Returns:
-      Batches of image (b, H, W, 3) uint8; tokens, targets, segments (0 for padding), positions
-      (b, S) int32; weights (b, S) float32, 1 where the target is an answer's; record, truncated
-      (b,) int32; skipped (b,) bool.
+      An endless iterator over `Batch`es of b rows.
     """
     import grain
 
@@ -154,8 +156,8 @@ def train_batches(
     if not len(source):
         raise ValueError("the source has no records")
     rows = RowMaker(
-        source, tokenizer, image_size, text_length, resize, max_questions, vary_prompts,
-        cache_images,
+        source, tokenizer, image_size, text_length, patches, max_pictures, resize, max_questions,
+        vary_prompts, cache_images,
     )  # fmt: skip
     dataset = (
         _visits(source, seed)
@@ -187,18 +189,18 @@ def _visits(source: Source, seed: int) -> Any:
     """A `grain.MapDataset` of (record's index, seed of this visit to it), without end."""
     import grain
 
-    if not (isinstance(source, Mixture) and source.weighted and len(source.parts) > 1):
+    if not (isinstance(source, Mixture) and source.weighted and len(source.components) > 1):
         return _epochs(0, len(source), seed, _FOREVER)
     # By its name, so that a part's order is its own whatever it is mixed with.
-    names = (zlib.crc32(part.label.encode()) for part in source.parts)
+    names = (zlib.crc32(part.label.encode()) for part in source.components)
     seeds = (int(np.random.SeedSequence([seed, name]).generate_state(1)[0]) for name in names)
-    length = _FOREVER // len(source.parts)
+    length = _FOREVER // len(source.components)
     starts = source.starts
     parts = [
         _epochs(start, stop - start, own, length)
         for start, stop, own in zip(starts, starts[1:], seeds, strict=False)
     ]
-    return grain.MapDataset.mix(parts, weights=[part.weight for part in source.parts])
+    return grain.MapDataset.mix(parts, weights=[c.weight for c in source.components])
 
 
 def _epochs(start: int, count: int, seed: int, length: int) -> Any:
@@ -232,7 +234,7 @@ class _HostBatch:
     process_index: int
     process_count: int
 
-    def __call__(self, pairs: list[tuple[int, int]]) -> Batch:
+    def __call__(self, pairs: list[tuple[int, int]]) -> dict[str, np.ndarray]:
         share = len(pairs) // self.process_count
         mine = pairs[self.process_index * share : (self.process_index + 1) * share]
         rows = [self.rows(index, seed) for index, seed in mine]

@@ -1,96 +1,116 @@
 """Makes a dataset ready for training, and reports what is in it.
 
-    python -m vimoe_jax.data.prepare --dataset=viscenes --data_dir=DIR [--variant=default]
-    python -m vimoe_jax.data.prepare --dataset=jsonl --source=FILE [--max_bad=N]
-    python -m vimoe_jax.data.prepare --dataset=vivqa --source=DIR --data_dir=DIR [--variant=NAME]
+    python -m vimoe_jax.data.prepare --dataset=viscenes --data_dir=data
+    python -m vimoe_jax.data.prepare --dataset=jsonl --source=pairs.jsonl [--max_bad=N]
+    python -m vimoe_jax.data.prepare --dataset=vivqa --source=DIR --data_dir=data
         [--annotations_only] [--drop_leaked]
 
-The first draws ViScenes into DIR; the second checks a JSONL file and every picture it names; the
-third makes a TFDS dataset of published files (docs/datasets.md names the datasets), with
---annotations_only without pictures, for training a tokenizer; with --drop_leaked without train
-pictures that an evaluation split holds. Killed at any moment, the same command finishes the job;
-where nothing has changed it rewrites nothing, and what other options or files ask for replaces
-what was there once it is whole.
+The first draws ViScenes into data; the second checks a JSONL file and every picture it names; the
+third makes a TFDS dataset of published files (docs/datasets.md names the datasets). Killed at any
+moment, the same command finishes the job; where nothing has changed it rewrites nothing, and what
+other options or files ask for replaces what was there once it is whole.
 
 All write a report (report.json beside the prepared version, or FILE with .report.json): counts by
-split, task and type, and what was left out. With --tokenizer=MODEL, also how many tokens the
-prompts and rows have, for choosing config.data.prompt_length and config.data.text_length.
+split, task and type, and what was left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vimoe_jax import datasets
-from vimoe_jax.base import cli
-from vimoe_jax.base.errors import UserError, exit_on_user_error
+from vimoe_jax.base import cli, files, values
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.datasets.records import Source
 
 DATASETS = ("viscenes", "jsonl", *datasets.NAMES)
 _FLAGS = ("annotations_only", "drop_leaked")
-_OPTIONS = ("data_dir", "source", "variant", "max_bad")
+_OPTIONS = ("data_dir", "source", "variant", "max_bad", *_FLAGS)
 _TAKEN = {"viscenes": ("data_dir", "variant"), "jsonl": ("source", "max_bad")}
 _TAKEN |= dict.fromkeys(datasets.NAMES, ("source", "data_dir", "variant", *_FLAGS))
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command."""
-    if not argv or "--help" in argv:
-        print(__doc__)
-        return 0
-    # A flag alone is a flag set.
-    words = [f"{word}=true" if word in [f"--{flag}" for flag in _FLAGS] else word for word in argv]
-    options, overrides = cli.parse(words, ("dataset", *_OPTIONS, *_FLAGS, "tokenizer"))
-    if overrides:
-        raise UserError(f"--config.{overrides[0][0]}: this command has no configuration")
-    dataset = options.pop("dataset", "")
-    if dataset not in DATASETS:
-        raise UserError(f"--dataset: must be one of {', '.join(DATASETS)}, not {dataset!r}")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(cli.Options):
+    """The command's options; those of other datasets than `dataset` are None or False."""
+
+    dataset: str = cli.option(
+        values.one_of(*DATASETS), "NAME", f"which one; one of {', '.join(DATASETS)}"
+    )
+    data_dir: Path | None = cli.option(
+        values.path, "DIR", "the folder that prepared datasets lie in", default=None
+    )
+    source: Path | None = cli.option(
+        values.path,
+        "PATH",
+        "the folder that published files lie in, or the JSONL file",
+        default=None,
+    )
+    variant: str | None = cli.option(
+        str, "NAME", "of the dataset; the first of its variants if not given", default=None
+    )
+    max_bad: int | None = cli.option(
+        values.whole,
+        "N",
+        "bad records of a JSONL file to leave out; none if not given",
+        default=None,
+    )
+    annotations_only: bool = cli.flag("without pictures, for training a tokenizer")
+    drop_leaked: bool = cli.flag("without train pictures that an evaluation split holds")
+    tokenizer: str | None = cli.option(
+        str,
+        "MODEL",
+        "also reports how many tokens the prompts and rows have, for choosing "
+        "config.data.prompt_length and config.data.text_length",
+        default=None,
+    )
+
+
+def execute(options: Options) -> int:
+    """Prepares the dataset and reports."""
     tokenizer = None
-    if "tokenizer" in options:
+    if options.tokenizer is not None:
         from vimoe_jax.text import tokenizers as tokenizer_lib
 
-        tokenizer = tokenizer_lib.load(options.pop("tokenizer"))
-    for name in options:
-        if name not in _TAKEN[dataset]:
-            raise UserError(f"--{name}: not an option of dataset {dataset}")
-    if dataset in datasets.NAMES:
+        tokenizer = tokenizer_lib.load(options.tokenizer)
+    for name in _OPTIONS:
+        value = getattr(options, name)
+        if value is not None and value is not False and name not in _TAKEN[options.dataset]:
+            raise UserError(f"--{name}: not an option of dataset {options.dataset}")
+    if options.dataset in datasets.NAMES:
         from vimoe_jax.datasets.preparing import job
 
-        choice = _choice(dataset, options)
+        choice = _choice(options)
         job.prepare(choice, _lengths(tokenizer))
         return 0
-    out, sources, skipped = (_viscenes if dataset == "viscenes" else _jsonl)(options)
-    _report(dataset, out, sources, skipped, tokenizer)
+    prepare = _viscenes if options.dataset == "viscenes" else _jsonl
+    out, sources, skipped = prepare(options)
+    _report(options.dataset, out, sources, skipped, tokenizer)
     return 0
 
 
-def _choice(dataset: str, options: dict[str, str]) -> Any:
+def _choice(options: Options) -> Any:
     from vimoe_jax.datasets.preparing.job import Choice
 
-    for name, what in (("source", "published files"), ("data_dir", "prepared datasets")):
-        if not options.get(name):
-            raise UserError(f"--{name}: needed, the folder that {what} lie in")
-    variants = datasets.get(dataset).variants
-    variant = options.get("variant", variants[0])
-    if variant not in variants:
-        raise UserError(f"--variant: must be one of {', '.join(variants)}, not {variant!r}")
-    source = Path(options["source"])
-    if not source.is_dir():
-        raise UserError(f"--source: {source} is not a folder")
-    flags = {name: _flag(name, options.get(name, "false")) for name in _FLAGS}
-    return Choice(dataset, source, Path(options["data_dir"]), variant, **flags)
+    if options.source is None:
+        raise UserError("--source: needed, the folder that published files lie in")
+    if options.data_dir is None:
+        raise UserError("--data_dir: needed, the folder that prepared datasets lie in")
+    variant = _variant(options, datasets.get(options.dataset).variants)
+    if not options.source.is_dir():
+        raise UserError(f"--source: {options.source} is not a folder")
+    flags = {name: getattr(options, name) for name in _FLAGS}
+    return Choice(options.dataset, options.source, options.data_dir, variant, **flags)
 
 
-def _flag(name: str, value: str) -> bool:
-    if value.lower() not in ("true", "false"):
-        raise UserError(f"--{name}: must be true or false, not {value!r}")
-    return value.lower() == "true"
+def _variant(options: Options, names: Sequence[str]) -> str:
+    """The variant of the dataset; the first if none is given."""
+    given = names[0] if options.variant is None else options.variant
+    return values.parse("--variant", values.one_of(*names), given)
 
 
 def _report(
@@ -107,10 +127,7 @@ def _report(
     if tokenizer:
         for split, source in sources.items():
             report["splits"][split]["tokens"] = _lengths(tokenizer)(source)
-    try:
-        out.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as e:
-        raise UserError(f"{out}: {e.strerror}") from None
+    files.write_json(out, report)
     for split, counted in report["splits"].items():
         print(f"{split or 'all'}: {counted['pictures']} pictures, {counted['questions']} questions")
         for name, tokens in counted.get("tokens", {}).items():
@@ -129,45 +146,41 @@ def _lengths(tokenizer: Any) -> Any:
 _Prepared = tuple[Path, dict[str, Any], list[str]]
 
 
-def _viscenes(options: dict[str, str]) -> _Prepared:
+def _viscenes(options: Options) -> _Prepared:
     from vimoe_jax.datasets import viscenes
     from vimoe_jax.datasets.viscenes.builder import CONFIGS, SPLITS
 
-    if "data_dir" not in options:
+    folder = options.data_dir
+    if folder is None:
         raise UserError("--data_dir: needed, the folder that prepared datasets lie in")
-    variant = options.get("variant", "default")
-    if variant not in (names := [c.name for c in CONFIGS]):
-        raise UserError(f"--variant: must be one of {', '.join(names)}, not {variant!r}")
-    folder = Path(options["data_dir"])
+    variant = _variant(options, [c.name for c in CONFIGS])
     viscenes.prepare(folder, variant)
     splits = {s: viscenes.open_split(folder, s, variant) for s in SPLITS}
     return folder / "viscenes" / variant / "report.json", splits, []
 
 
-def _jsonl(options: dict[str, str]) -> _Prepared:
+def _jsonl(options: Options) -> _Prepared:
     from vimoe_jax.data.rows import picture_error
     from vimoe_jax.datasets.jsonl import JsonlSource
 
-    if "source" not in options:
+    path, limit = options.source, options.max_bad or 0
+    if path is None:
         raise UserError("--source: needed, the JSONL file")
-    path = Path(options["source"])
-    limit = options.get("max_bad", "0")
-    if not limit.isdecimal():
-        raise UserError(f"--max_bad: must be a number, not {limit!r}")
-    source = JsonlSource(path, max_bad=int(limit))
+    source = JsonlSource(path, max_bad=limit)
     errors = (picture_error(source, i) for i in range(len(source)))
     skipped = source.skipped + [e for e in errors if e]
-    if len(skipped) > int(limit):
+    if len(skipped) > limit:
         raise UserError(f"{skipped[-1]} ({len(skipped)} bad records, --max_bad={limit})")
     names = sorted(source.splits)
-    splits = {s: JsonlSource(path, s, max_bad=int(limit), quiet=True) for s in names}
+    splits = {s: JsonlSource(path, s, max_bad=limit, quiet=True) for s in names}
     return path.with_suffix(".report.json"), splits, skipped
 
 
+COMMAND = cli.Command(
+    "vimoe_jax.data.prepare", Options, execute, __doc__,
+    interrupted="interrupted; the same command finishes the job",
+)  # fmt: skip
+main = COMMAND.main
+
 if __name__ == "__main__":
-    with exit_on_user_error():
-        try:
-            sys.exit(main(sys.argv[1:]))
-        except KeyboardInterrupt:
-            print("\ninterrupted; the same command finishes the job", file=sys.stderr)
-            sys.exit(130)
+    COMMAND.run()

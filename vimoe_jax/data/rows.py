@@ -1,7 +1,8 @@
-"""Records to rows: one picture and as many of its questions as fit, side by side.
+"""Records to rows: the pictures of a record and as many of its questions as fit, side by side.
 
-Each question is a *segment* that sees the picture and itself only, so that a row gives the loss its
-questions would give in rows of their own, for the price of one picture.
+The pictures come first. Each question is a *segment* that sees the pictures and itself only, so
+that a row gives the loss its questions would give in rows of their own, for the price of one
+encoding.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vimoe_jax.data import prompts
+from vimoe_jax.data.batch import PICTURE, SHARED
 from vimoe_jax.data.mixture import Mixture, style_of
 from vimoe_jax.datasets import images
 from vimoe_jax.datasets.records import QA, BadRecord, Record, Source
@@ -36,7 +38,9 @@ class RowMaker:
       source: records; the parts of a mixture may have styles of their own.
       tokenizer: of questions and answers.
       image_size: pixels on a side.
-      text_length: S, text tokens of a row.
+      text_length: T, text tokens of a row.
+      patches: P, places of a picture.
+      max_pictures: I, pictures of a row; a record with more is bad.
       resize: how a picture becomes square (`images.decode`).
       max_questions: at most so many segments; 0 for as many as fit.
       vary_prompts: draw the prompt's wording, in place of the one used at evaluation.
@@ -47,6 +51,8 @@ class RowMaker:
     tokenizer: Tokenizer
     image_size: int
     text_length: int
+    patches: int
+    max_pictures: int = 1
     resize: str = "squash"
     max_questions: int = 0
     vary_prompts: bool = False
@@ -57,9 +63,8 @@ class RowMaker:
         """The row of a record; the seed decides questions, their order, answers and wordings.
 
         Returns:
-          image (H, W, 3) uint8; tokens, targets, segments, positions (S,) int32; weights (S,)
-          float32; record () int32; truncated () int32, segments cut at the row's end; skipped ()
-          bool: the record is bad and the row is all padding.
+          The fields of a `Batch` by name, without the axis B; a bad record is skipped, and its row
+          is all padding.
         """
         try:
             record = self.source[index]
@@ -70,10 +75,10 @@ class RowMaker:
             pixels, segments = None, []
         return self._fill(index, pixels, segments)
 
-    def _pixels(self, index: int, record: Record) -> np.ndarray:
+    def _pixels(self, index: int, record: Record) -> list[np.ndarray]:
         if index in self._cache:
             return self._cache[index]
-        pixels = images.decode(record.image, self.image_size, self.resize, name=record.id)
+        pixels = decode_all(record, self.image_size, self.resize, self.max_pictures)
         if self.cache_images:
             self._cache[index] = pixels
         return pixels
@@ -109,11 +114,11 @@ class RowMaker:
         )
 
     def _fill(
-        self, index: int, pixels: np.ndarray | None, segments: Sequence[prompts.Segment]
+        self, index: int, pixels: list[np.ndarray] | None, segments: Sequence[prompts.Segment]
     ) -> Row:
-        size, length = self.image_size, self.text_length
+        size, length = self.image_size, self.max_pictures * self.patches + self.text_length
         row = {
-            "image": np.zeros((size, size, 3), np.uint8) if pixels is None else pixels,
+            "pictures": stack_pictures(pixels or [], self.max_pictures, size),
             "tokens": np.full((length,), self.tokenizer.pad_id, np.int32),
             "targets": np.full((length,), self.tokenizer.pad_id, np.int32),
             "weights": np.zeros((length,), np.float32),
@@ -123,24 +128,49 @@ class RowMaker:
             "skipped": np.bool_(pixels is None),
             "truncated": np.int32(0),
         }
-        start = 0
+        shared = start = self.patches * len(pixels or [])
+        row["tokens"][:shared] = PICTURE
+        row["segments"][:shared] = SHARED
+        row["positions"][:shared] = np.arange(shared)
         for number, s in enumerate(segments, 1):
             place = slice(start, start + len(s.tokens))
             row["tokens"][place] = s.tokens
             row["targets"][place] = s.targets
             row["weights"][place] = s.weights
             row["segments"][place] = number
-            row["positions"][place] = np.arange(len(s.tokens))
+            row["positions"][place] = shared + np.arange(len(s.tokens))
             row["truncated"] += np.int32(s.targets[-1] != self.tokenizer.eos_id)
             start = place.stop
         return row
+
+
+def decode_all(record: Record, size: int, mode: str, most: int) -> list[np.ndarray]:
+    """The pictures of a record, each (size, size, 3) uint8.
+
+    Raises:
+      BadRecord: one cannot be read, or there are more than `most`.
+    """
+    if len(record.pictures) > most:
+        raise BadRecord(
+            f"{record.id}: {len(record.pictures)} pictures, but config.data.max_pictures = {most}"
+        )
+    return [images.decode(data, size, mode, name=record.id) for data in record.pictures]
+
+
+def stack_pictures(pixels: Sequence[np.ndarray], most: int, size: int) -> np.ndarray:
+    """(most, size, size, 3) uint8, zeros behind the last picture."""
+    stacked = np.zeros((most, size, size, 3), np.uint8)
+    for place, one in zip(stacked, pixels, strict=False):
+        place[:] = one
+    return stacked
 
 
 def picture_error(source: Source, index: int) -> str | None:
     """What is wrong with a record, None if nothing is: opens its picture and builds its prompts."""
     try:
         record = source[index]
-        images.decode(record.image, 8, name=record.id)
+        for data in record.pictures:
+            images.decode(data, 8, name=record.id)
         for qa in record.qa:
             prompts.prompt_of(qa)
             if not all(map(normalize, qa.answers)):
@@ -153,6 +183,6 @@ def picture_error(source: Source, index: int) -> str | None:
 def describe(source: Source, index: int) -> str:
     """Why a record was skipped; of a mixture, beginning with the part."""
     reason = picture_error(source, index) or f"record {index}: no question that can be used"
-    if isinstance(source, Mixture) and len(source.parts) > 1:
-        return f"{source.parts[source.part_number(index)].label}: {reason}"
+    if isinstance(source, Mixture) and len(source.components) > 1:
+        return f"{source.components[source.component_number(index)].label}: {reason}"
     return reason

@@ -2,10 +2,13 @@
 
     {"image": "a.jpg", "task": "vqa", "question": "con mèo màu gì", "answers": ["đen"]}
 
+Several pictures are a list, `"images": ["a.jpg", "b.jpg"]`; a line about text alone has `"images":
+[]`.
 `task` is "caption", "vqa" or "ocr_vqa"; optional are `id`, `type` (for scores per type) and
 `split` and `explanations` (a list); null is as good as absent. A caption may stand as
-`"caption": "…"` in place of `answers`. Paths are relative to the file. Lines of the same picture
-become one record, its captions the references of one question.
+`"caption": "…"` in place of `answers`. Paths are relative to the file. Lines with the same pictures
+become one record, its captions the references of one question; lines without pictures are records
+of their own.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ from vimoe_jax.base.errors import UserError
 from vimoe_jax.datasets.records import QA, TASKS, BadRecord, Record
 from vimoe_jax.text.normalize import normalize
 
-_KEYS = {"image", "task", "question", "answers", "caption", "id", "type", "split", "explanations"}
+_KEYS = {
+    "image", "images", "task", "question", "answers", "caption", "id", "type", "split",
+    "explanations",
+}  # fmt: skip
 _SHOWN = 10  # warnings of one kind; the rest is counted
 
 
@@ -53,18 +59,20 @@ class JsonlSource:
         self.splits: Counter[str] = Counter()
         unknown: Counter[str] = Counter()
         ids: Counter[str] = Counter()
-        by_image: dict[str, list[QA]] = {}
+        by_pictures: dict[tuple[str, ...] | int, list[QA]] = {}
         for number, row in self._rows(max_bad):
             unknown.update(set(row) - _KEYS)
             self.splits[row.get("split", "")] += 1
             if split is None or row.get("split", "") == split:
-                by_image.setdefault(row["image"], []).append(_qa(number, row, ids))
-        self._images = [
-            (self.path.parent / image, _merge_captions(qa)) for image, qa in by_image.items()
+                key = tuple(row["images"]) or number
+                by_pictures.setdefault(key, []).append(_qa(number, row, ids))
+        self._records = [
+            (self._name(key), self._paths(key), _merge_captions(qa))
+            for key, qa in by_pictures.items()
         ]
         if not quiet:
             self._warn(unknown)
-        if not self._images:
+        if not self._records:
             have = ", ".join(map(repr, sorted(self.splits))) or "no good line"
             wanted = "" if split is None else f" of split {split!r}"
             raise UserError(f"{path}: no records{wanted} (the file has {have})")
@@ -79,22 +87,30 @@ class JsonlSource:
             print(f"warning: skipped {more} more lines of {self.path}", file=sys.stderr)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        path, qa = self._images[index]
+        name, paths, qa = self._records[index]
         try:
-            return Record(str(path), path.read_bytes(), tuple(qa))
+            return Record(name, tuple(path.read_bytes() for path in paths), tuple(qa))
         except OSError as e:
-            raise BadRecord(f"{path}: {e.strerror}") from None
+            raise BadRecord(f"{e.filename}: {e.strerror}") from None
+
+    def _paths(self, key: tuple[str, ...] | int) -> tuple[Path, ...]:
+        """The pictures' files."""
+        return tuple(self.path.parent / name for name in key) if isinstance(key, tuple) else ()
+
+    def _name(self, key: tuple[str, ...] | int) -> str:
+        """What messages call a record: its pictures' paths, else its line."""
+        return " + ".join(map(str, self._paths(key))) or f"{self.path}:{key}"
 
     def name(self, index: int) -> str:
-        """The picture's path."""
-        return str(self._images[index][0])
+        """The id of a record, without opening its pictures."""
+        return self._records[index][0]
 
     def questions(self) -> Iterator[QA]:
         """All questions, without opening pictures."""
-        for _, qa in self._images:
+        for _, _, qa in self._records:
             yield from qa
 
     def _rows(self, max_bad: int) -> Iterator[tuple[int, dict]]:
@@ -110,13 +126,14 @@ class JsonlSource:
                     continue
                 row, complaint = _parse(line)
                 if complaint is None:
-                    image = row["image"]
-                    if image not in exists:
-                        exists[image] = os.path.isfile(self.path.parent / image)
-                    if exists[image]:
+                    for image in row["images"]:
+                        if image not in exists:
+                            exists[image] = os.path.isfile(self.path.parent / image)
+                    missing = [image for image in row["images"] if not exists[image]]
+                    if not missing:
                         yield number, row
                         continue
-                    complaint = f"image: no such file: {image}"
+                    complaint = f"image: no such file: {missing[0]}"
                 message = f"{self.path}:{number}: {complaint}"
                 if len(self.skipped) >= max_bad:
                     note = f" (one more than the {max_bad} allowed)" if max_bad else ""
@@ -171,18 +188,28 @@ def _parse(line: bytes) -> tuple[dict, str | None]:
     row = {key: value for key, value in row.items() if value is not None}
     if row.get("task") == "caption" and "answers" not in row and "caption" in row:
         row["answers"] = [row["caption"]]
-    return row, _complaint(row)
+    complaint = _complaint(row)
+    if complaint is None and "images" not in row:
+        row["images"] = [row["image"]]
+    return row, complaint
 
 
 def _complaint(row: dict) -> str | None:
     for key in ("image", "task", "question", "type", "split"):
         if key in row and not isinstance(row[key], str):
             return f"{key}: must be a string"
-    for key in ("image", "task", "answers"):
+    images = row.get("images", [row.get("image")])
+    if "image" in row and "images" in row:
+        return "images: stands beside image; one of them"
+    if not isinstance(images, list) or not all(isinstance(i, str) for i in images if i is not None):
+        return "images: must be a list of strings"
+    if not all(images):
+        return 'image: missing or empty (a line about text alone has "images": [])'
+    if any("\0" in image for image in images):
+        return "image: not a path"
+    for key in ("task", "answers"):
         if not row.get(key):
             return f"{key}: missing or empty"
-    if "\0" in row["image"]:
-        return "image: not a path"
     if not isinstance(row.get("id", ""), str | int):
         return "id: must be a string or a number"
     if row["task"] not in TASKS:

@@ -250,8 +250,8 @@ class TfdsSource:
         if not 0 <= index < len(self):  # ends plain iteration
             raise IndexError(index)
         row = self._open()[int(index)]
-        image = bytes(row.get("image", b""))
-        return Record(_text(row["id"]), image, tuple(_questions(row["qa"])))
+        pictures = (bytes(row["image"]),) if "image" in row else ()
+        return Record(_text(row["id"]), pictures, tuple(_questions(row["qa"])))
 
     def questions(self) -> Iterator[QA]:
         """All questions, without reading pictures where the questions lie beside them."""
@@ -278,8 +278,8 @@ def _questions(qa: dict[str, Any]) -> Iterator[QA]:
 
 
 def _question(row: dict[str, Any]) -> QA:
-    texts = (row[name] for name in ("id", "task", "question"))
-    return QA(*texts, tuple(row["answers"]), row["type"], tuple(row["explanations"]))
+    name, task, question = (row[key] for key in ("id", "task", "question"))
+    return QA(name, task, question, tuple(row["answers"]), row["type"], tuple(row["explanations"]))
 
 
 def _text(value: Any) -> str:

@@ -1,17 +1,17 @@
-"""The one schema behind every dataset: a picture and what is asked of it."""
+"""The one schema behind every dataset: pictures and what is asked about them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 TASKS = ("caption", "vqa", "ocr_vqa")
 
 
 @dataclasses.dataclass(frozen=True)
 class QA:
-    """One question about a picture, or the request for a caption.
+    """One question, or the request for a caption.
 
     Attributes:
       id: unique within the dataset's split.
@@ -32,19 +32,20 @@ class QA:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One picture with everything asked of it.
+    """One picture, or several, or none, with everything asked about it.
 
     Attributes:
       id: unique within the dataset's split; also what messages call the record.
-      image: encoded bytes (PNG, JPEG, WebP, …). Sources that read files do so on access.
-      qa: at least one.
+      pictures: encoded bytes of each (PNG, JPEG, WebP, …). Sources that read files do so on access.
+      qa: at least one; each question sees all of the pictures.
     """
 
     id: str
-    image: bytes
+    pictures: tuple[bytes, ...]
     qa: tuple[QA, ...]
 
 
+@runtime_checkable
 class Source(Protocol):
     """A random-access sequence of records; picklable, so that Grain's workers can hold one."""
 

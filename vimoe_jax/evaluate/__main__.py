@@ -1,30 +1,24 @@
 """Scores a trained model on a split.
 
-    python -m vimoe_jax.evaluate --workdir=DIR [--split=test] [--step=N] [--dataset=NAME]
-        [--source=FILE] [--config.FIELD=VALUE …]
+    python -m vimoe_jax.evaluate --workdir=runs/moe_small --split=test
 
-The best checkpoint (lowest validation loss) is used unless --step names another. --dataset may name
-one that was not trained on; without it, every dataset of the run that has the split is scored.
---source gives another JSONL file. Leaves DIR/eval/SPLIT/, or DIR/eval/NAME_SPLIT/ where the run has
-several datasets or another one, and prints the metrics as one line of JSON, the last on stdout,
-names beginning with NAME_SPLIT/ if there are several; `scoring` says how texts were compared.
-Other experts per token or capacity than in training, for example:
---config.model.decoder.moe.eval_experts_per_token=4
-Several processes share the questions; how they find each other is main's: --coordinator,
---num_processes, --process_id, or the platform (docs/launch.md).
+Without --dataset, every dataset of the run that has the split is scored. Leaves DIR/eval/SPLIT/,
+or DIR/eval/NAME_SPLIT/ where the run has several datasets or another one, and prints the metrics as
+one line of JSON, the last on stdout, names beginning with NAME_SPLIT/ if there are several;
+`scoring` says how texts were compared. Other experts per token or capacity than in training, for
+example: --config.model.decoder.moe.eval_experts_per_token=4. Several processes share the questions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vimoe_jax.base import cli
+from vimoe_jax.base import cli, values
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.config import Config
 from vimoe_jax.parallel import distributed
 
 if TYPE_CHECKING:
@@ -32,29 +26,43 @@ if TYPE_CHECKING:
     from vimoe_jax.data.sources import EvalSplit
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command."""
-    if not argv or "--help" in argv:
-        print(__doc__)
-        return 0
-    names = ("workdir", "split", "step", "dataset", "source", *distributed.OPTIONS)
-    options, overrides = cli.parse(argv, names)
-    if "workdir" not in options:
-        raise UserError("--workdir: needed, the workdir of a run")
-    step = options.get("step", "")
-    if step and not step.isdigit():
-        raise UserError(f"--step: must be a number, not {step!r}")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(distributed.Options):
+    """The command's options."""
+
+    workdir: Path = cli.option(values.path, "DIR", "the workdir of a run")
+    split: str | None = cli.option(
+        str,
+        "NAME",
+        "which one; if not given, the first of the run's data.test_splits",
+        default=None,
+    )
+    step: int | None = cli.option(
+        values.whole,
+        "N",
+        "which checkpoint; if not given, the best one (lowest validation loss)",
+        default=None,
+    )
+    dataset: str | None = cli.option(
+        str, "NAME", "one dataset to score, which need not have been trained on", default=None
+    )
+    source: str | None = cli.option(str, "FILE", "another JSONL file", default=None)
+
+
+def execute(options: Options) -> int:
+    """Scores the splits and prints the metrics."""
     distributed.start(options)
 
-    from vimoe_jax.evaluate.run import evaluate_split, scoring
+    from vimoe_jax.evaluate.run import Evaluator, scoring
     from vimoe_jax.run.checkpoint import load_params
     from vimoe_jax.run.workdir import reopen
 
-    run = reopen(Path(options["workdir"]), overrides)
+    run = reopen(options.workdir, options.overrides)
     data, splits = _asked(run.config.data, options)
-    params = load_params(run, int(step) if step else None)
+    params = load_params(run, options.step)
     labels = {s.name: scoring(run.config.eval, s) for s in splits}
-    scores = {s.name: evaluate_split(run, params, s, data=data) for s in splits}
+    evaluator = Evaluator(run, params)
+    scores = {s.name: evaluator.evaluate(s, data=data) for s in splits}
     distributed.wait("the end")
     if not distributed.is_lead():
         return 0
@@ -67,28 +75,35 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _asked(data: Data, options: dict[str, str]) -> tuple[Data, list[EvalSplit]]:
+def _asked(data: Data, options: Options) -> tuple[Data, list[EvalSplit]]:
     """Where the splits lie that the options name, and which they are."""
     from vimoe_jax.config import mixture
     from vimoe_jax.data.sources import eval_splits
 
-    data = dataclasses.replace(data, source=options.get("source", data.source))
-    dataset = options.get("dataset", "jsonl" if "source" in options else "")
-    split = options.get("split", data.test_splits[0] if data.test_splits else "test")
+    dataset, split = options.dataset or "", options.split
+    if options.source is not None:
+        data = dataclasses.replace(data, source=options.source)
+        dataset = dataset or "jsonl"
+    if split is None:
+        split = data.test_splits[0] if data.test_splits else "test"
     if not dataset:
         return data, eval_splits(data, split)
     try:
-        (part,) = mixture.parse(dataset)
+        (component,) = mixture.parse(dataset)
     except ValueError as e:
         reason = str(e).removeprefix("dataset: ")
         raise UserError(f"--dataset: one dataset to score, please: {reason}") from None
-    if part.name == "jsonl" and not data.source:
+    if component.name == "jsonl" and not data.source:
         raise UserError("--source: dataset 'jsonl' needs the path of a JSONL file")
-    if "split" not in options:
+    if options.split is None:
         split = split.rpartition("/")[2]  # the configured one, of whichever dataset
     return data, eval_splits(data, f"{dataset}/{split}")
 
 
+COMMAND = cli.Command(
+    "vimoe_jax.evaluate", Options, execute, __doc__, config=Config, ending=distributed.exit_as_one
+)
+main = COMMAND.main
+
 if __name__ == "__main__":
-    with distributed.exit_as_one():
-        sys.exit(main(sys.argv[1:]))
+    COMMAND.run()

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from vimoe_jax.base.errors import exit_on_user_error
-from vimoe_jax.report.page import main
+from vimoe_jax.report.__main__ import COMMAND
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        sys.exit(main())
+    COMMAND.run()

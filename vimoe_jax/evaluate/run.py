@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vimoe_jax import datasets
-from vimoe_jax.answer.answerer import predict
+from vimoe_jax.answer.answerer import Answerer
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.base.files import write_json
 from vimoe_jax.config.data import Data
@@ -17,7 +17,7 @@ from vimoe_jax.data import sources
 from vimoe_jax.data.sources import EvalSplit
 from vimoe_jax.datasets.images import decode as decode_image
 from vimoe_jax.datasets.records import QA, questions
-from vimoe_jax.evaluate.experts import expert_report
+from vimoe_jax.evaluate.experts import ExpertProbe
 from vimoe_jax.model.blueprint import Params
 from vimoe_jax.parallel import distributed
 from vimoe_jax.run.workdir import Run
@@ -29,42 +29,51 @@ from vimoe_jax.text.normalize import PROFILES
 THUMBNAIL = 256  # pixels
 
 
-def evaluate_split(
-    run: Run,
-    params: Params,
-    split: EvalSplit,
-    *,
-    data: Data | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> dict[str, float]:
-    """Scores a split and leaves `DIR/eval/NAME/` (predictions, thumbnails, experts' load).
+class Evaluator:
+    """Scores splits with one model: what is compiled for the first serves all of them.
 
     Args:
       run: the model's.
-      params: the model.
-      split: of a dataset, trained on or not.
-      data: where it lies; the run's own if not given.
-      stop: asked between batches; the same answer in every process.
-
-    Returns:
-      Metrics by name, without prefix: `vqa/accuracy`, `vqa/floor_per_type`, `caption/cider`, …
-      Of several processes, the first has them, the others nothing.
-      `metrics.json` has them beside `scoring`, which says how texts were compared.
-
-    Raises:
-      Interrupted: `stop` said so.
-      UserError: the split does not exist, or captions cannot be split into words.
+      params: the model, on the run's mesh.
     """
-    data = data or run.config.data
-    label = scoring(run.config.eval, split)
-    source = sources.open_eval(data, split)
-    predictions = predict(run, params, source, stop=stop, name=split.name)
-    experts = expert_report(run, params, source)
-    metrics = {}
-    if distributed.is_lead():
-        metrics = _score(run, data, split, source, predictions, label, experts)
-    distributed.wait(f"the scores of {split.name}")
-    return metrics
+
+    def __init__(self, run: Run, params: Params):
+        self.run = run
+        self.answerer, self.experts = Answerer(run, params), ExpertProbe(run, params)
+
+    def evaluate(
+        self,
+        split: EvalSplit,
+        *,
+        data: Data | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> dict[str, float]:
+        """Scores a split and leaves `DIR/eval/NAME/` (predictions, thumbnails, experts' load).
+
+        Args:
+          split: of a dataset, trained on or not.
+          data: where it lies; the run's own if not given.
+          stop: asked between batches; the same answer in every process.
+
+        Returns:
+          Metrics by name, without prefix: `vqa/accuracy`, `vqa/floor_per_type`, `caption/cider`, …
+          Of several processes, the first has them, the others nothing.
+          `metrics.json` has them beside `scoring`, which says how texts were compared.
+
+        Raises:
+          Interrupted: `stop` said so.
+          UserError: the split does not exist, or captions cannot be split into words.
+        """
+        data = data or self.run.config.data
+        label = scoring(self.run.config.eval, split)
+        source = sources.open_eval(data, split)
+        predictions = self.answerer.predict(source, stop=stop, name=split.name)
+        experts = self.experts.report(source)
+        metrics = {}
+        if distributed.is_lead():
+            metrics = _score(self.run, data, split, source, predictions, label, experts)
+        distributed.wait(f"the scores of {split.name}")
+        return metrics
 
 
 def _score(
@@ -105,8 +114,8 @@ def scoring(c: Eval, split: EvalSplit) -> dict[str, str]:
     """
     name = c.profile
     if name == "auto":
-        published = split.part.name in datasets.NAMES
-        name = datasets.get(split.part.name).profile if published else "plain"
+        published = split.component.name in datasets.NAMES
+        name = datasets.get(split.component.name).profile if published else "plain"
     return {
         "profile": name,
         "comparison": str(PROFILES[name]),
@@ -119,7 +128,7 @@ def _training_questions(run: Run, data: Data, split: EvalSplit) -> list[QA]:
     """What floors are learnt from: that dataset's own training split, else what the run saw."""
     try:
         try:
-            own = sources.open_part(data, split.part, data.train_split, quiet=True)
+            own = sources.open_component(data, split.component, data.train_split, quiet=True)
         except sources.NoSplit:
             own = run.train_source
         return list(questions(own))
@@ -129,12 +138,15 @@ def _training_questions(run: Run, data: Data, split: EvalSplit) -> list[QA]:
 
 
 def _thumbnails(directory: Path, source: Any, predictions: list[Prediction], count: int) -> None:
-    """Saves pictures spread evenly over the split."""
+    """Saves pictures spread evenly over the split; the first of a record that has several."""
     from PIL import Image
 
     for old in directory.glob("*.png"):
         old.unlink()
     indices = sorted({p.record_index for p in predictions})
     for index in indices[:: max(1, len(indices) // max(count, 1))][:count]:
-        pixels = decode_image(source[index].image, THUMBNAIL, "pad", name=str(index))
+        pictures = source[index].pictures
+        if not pictures:
+            continue
+        pixels = decode_image(pictures[0], THUMBNAIL, "pad", name=str(index))
         Image.fromarray(pixels).save(directory / f"{index}.png")

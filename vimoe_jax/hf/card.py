@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import Config
+from vimoe_jax.config.parts import Part, parts_of
 from vimoe_jax.hf.processor import is_stock, templates
-from vimoe_jax.hf.stock import PARTS, needs_code
-from vimoe_jax.moe.options import MoEOptions, moe_layers
+from vimoe_jax.hf.stock import needs_code
 from vimoe_jax.run.workdir import Run
 
 _FRONT = """\
@@ -124,30 +123,30 @@ def _scores(run: Run) -> str:
 
 def _experts(c: Config) -> str:
     """What the router does, by part."""
-    rows = [_row(part, c) for part in PARTS if getattr(c.model, part).moe.num_experts]
+    rows = [_row(part) for part in parts_of(c.model).values() if part.has_experts]
     head = "| part | layers | experts | chosen | width | weights | capacity in training |"
     return "\n".join([head, "|---|---|---|---|---|---|---|", *rows]) if rows else ""
 
 
-def _row(part: str, c: Config) -> str:
-    options: Any = getattr(c.model, part)
-    moe: MoEOptions = options.moe
-    depth = getattr(options, "depth", 1)
-    layers = [str(i) for i, is_moe in enumerate(moe_layers(moe, depth)) if is_moe]
-    width = moe.width(c.model.decoder.width if part == "connector" else options.mlp_dim)
+def _row(part: Part) -> str:
+    moe = part.moe
+    layers = [str(i) for i, is_moe in enumerate(part.moe_layers()) if is_moe]
+    width = moe.width(part.mlp_dim)
     factor = moe.factor(train=True)
     capacity = "none" if factor == float("inf") else f"{factor:g} × an even share"
     weights = "probabilities over their sum" if moe.renormalize else "probabilities"
     return (
-        f"| {part} | {', '.join(layers)} of {depth} | {moe.experts} | {moe.k(train=False)} | "
-        f"{width} | {weights} | {capacity} |"
+        f"| {part.name} | {', '.join(layers)} of {part.depth} | {moe.experts} | "
+        f"{moe.k(train=False)} | {width} | {weights} | {capacity} |"
     )
 
 
 def _limits(run: Run, dtype: str) -> Iterator[str]:
     c = run.config
-    moes = [moe for part in PARTS if (moe := getattr(c.model, part).moe).num_experts]
-    yield "One picture and one question: nothing else was trained."
+    moes = [part.moe for part in parts_of(c.model).values() if part.has_experts]
+    most = c.data.max_pictures
+    pictures = {0: "No picture", 1: "One picture"}.get(most, f"At most {most} pictures")
+    yield f"{pictures} and one question: nothing else was trained."
     if any(m.factor(train=True) != float("inf") for m in moes):
         yield (
             "Experts here take every token that is sent to them; in training they had the capacity "

@@ -1,27 +1,21 @@
-"""A trained model as a folder that stock transformers loads.
+"""Writes a trained model as a folder that stock transformers loads.
 
-    python -m vimoe_jax.hf.export --workdir=DIR --out=DIR [--step=N] [--dtype=bfloat16|float32]
-        [--push=OWNER/NAME]
+    python -m vimoe_jax.hf.export --workdir=runs/moe_small --out=exported
 
-The best checkpoint (lowest validation loss) is written unless --step names another, in bfloat16
-unless --dtype says otherwise. --push also uploads the folder to the Hugging Face Hub, with the
-credentials of `hf auth login`. Experts in the tower or the connector bring their own modelling
-file, to be loaded with trust_remote_code=True; all else needs no code.
+Experts in the tower or the connector bring their own modelling file, to be loaded with
+trust_remote_code=True; all else needs no code.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vimoe_jax.base import cli
-from vimoe_jax.base.errors import UserError, exit_on_user_error
+from vimoe_jax.base import cli, files, values
+from vimoe_jax.base.errors import UserError
 
 if TYPE_CHECKING:
     import jax
@@ -30,43 +24,54 @@ if TYPE_CHECKING:
     from vimoe_jax.hf.safetensors_file import Tensor
     from vimoe_jax.run.workdir import Run
 
+_DTYPES = ("float32", "bfloat16")
 SHARD_BYTES = 5 * 10**9
 _CODE = ("configuration_vimoe.py", "modeling_vimoe.py")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command."""
-    if not argv or "--help" in argv:
-        print(__doc__)
-        return 0
-    options, _ = cli.parse(argv, ("workdir", "out", "step", "dtype", "push"))
-    for name in ("workdir", "out"):
-        if name not in options:
-            raise UserError(f"--{name}: needed")
-    step = options.get("step", "")
-    if step and not step.isdecimal():
-        raise UserError(f"--step: must be a number, not {step!r}")
-    out, dtype = Path(options["out"]), options.get("dtype", "bfloat16")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(cli.Options):
+    """The command's options."""
+
+    workdir: Path = cli.option(values.path, "DIR", "the workdir of a run")
+    out: Path = cli.option(values.path, "DIR", "the new folder; must not exist, or be empty")
+    step: int | None = cli.option(
+        values.whole,
+        "N",
+        "which checkpoint; if not given, the best one (lowest validation loss)",
+        default=None,
+    )
+    dtype: str = cli.option(
+        values.one_of(*_DTYPES), "|".join(_DTYPES), "of the exported parameters", default="bfloat16"
+    )
+    push: str | None = cli.option(
+        str,
+        "OWNER/NAME",
+        "also uploads the folder to the Hugging Face Hub, with the credentials of `hf auth login`",
+        default=None,
+    )
+
+
+def execute(options: Options) -> int:
+    """Exports, and uploads if that is asked for."""
+    out, step = options.out, options.step
     _check_out(out)
-    push = _uploader(options["push"]) if "push" in options else None
+    push = None if options.push is None else _uploader(options.push)
 
     from vimoe_jax.hf import stock
-    from vimoe_jax.hf.safetensors_file import DTYPES
     from vimoe_jax.run.checkpoint import Checkpoints, load_params
     from vimoe_jax.run.workdir import reopen
 
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype: must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    run = reopen(Path(options["workdir"]), [], one_device=True)
+    run = reopen(options.workdir, [], one_device=True)
     stock.check(run.config, run.blueprint)
-    params = load_params(run, int(step) if step else None, dtype)
-    if not step:
+    params = load_params(run, step, options.dtype)
+    if step is None:
         checkpoints = Checkpoints(
             run.workdir / "checkpoints", run.config.checkpoint, read_only=True
         )
-        step = str(checkpoints.best_step())
+        step = checkpoints.best_step()
         checkpoints.close()
-    export(run, params, out, dtype=dtype, step=int(step))
+    export(run, params, out, dtype=options.dtype, step=step)
     print(f"step {step} -> {out}")
     if push:
         print(push(out))
@@ -100,21 +105,22 @@ def export(
 
     c, tokenizer = run.config, run.tokenizer
     stock.check(c, run.blueprint)
-    with _whole(out) as folder:
+    _check_out(out)
+    with files.new_folder(out) as folder:
         config = stock.model_config(c, run.blueprint.vocab_size, tokenizer, dtype)
-        processor.write_json(folder / "config.json", config)
+        files.write_json(folder / "config.json", config)
         generation = {
             **stock.special_ids(tokenizer),
             "do_sample": False,
             "max_new_tokens": c.eval.max_new_tokens,
         }
-        processor.write_json(folder / "generation_config.json", generation)
+        files.write_json(folder / "generation_config.json", generation)
         processor.write(folder, c, tokenizer)
         if stock.needs_code(c.model):
             code = resources.files("vimoe_jax.hf.remote")
             for name in _CODE:
-                (folder / name).write_bytes((code / name).read_bytes())
-        (folder / "README.md").write_text(card.text(run, out.name, step, dtype), encoding="utf-8")
+                files.write_bytes(folder / name, (code / name).read_bytes())
+        files.write_text(folder / "README.md", card.text(run, out.name, step, dtype))
         _write_weights(folder, run, params, dtype, shard_bytes)
 
 
@@ -128,11 +134,11 @@ def _write_weights(
     by_name = {piece.hf: piece for piece in pieces(run.blueprint)}
     tensors = [safetensors_file.Tensor(p.hf, p.shape) for p in by_name.values()]
     code = safetensors_file.DTYPES[dtype]
-    files = safetensors_file.shards(tensors, code, shard_bytes)
+    shards = safetensors_file.shards(tensors, code, shard_bytes)
     value = _values(by_name, params)
-    for name, part in files.items():
+    for name, part in shards.items():
         safetensors_file.write(folder / name, part, code, value)
-    safetensors_file.write_index(folder, files, code)
+    safetensors_file.write_index(folder, shards, code)
 
 
 def _values(
@@ -157,23 +163,6 @@ def _check_out(out: Path) -> None:
     """Refuses a folder with something in it."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out: {out} exists; give a folder that does not")
-
-
-@contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `out` at the end and vanishes after an error.
-
-    What a killed process left is hidden beside `out`, and removed by the next export to it.
-    """
-    _check_out(out)
-    folder = out.absolute().parent / f".{out.name}.partial"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        os.replace(folder, out)  # also in place of an empty folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _uploader(repo: str) -> Callable[[Path], str]:
@@ -205,6 +194,8 @@ def _uploader(repo: str) -> Callable[[Path], str]:
     return upload
 
 
+COMMAND = cli.Command("vimoe_jax.hf.export", Options, execute, __doc__)
+main = COMMAND.main
+
 if __name__ == "__main__":
-    with exit_on_user_error():
-        sys.exit(main(sys.argv[1:]))
+    COMMAND.run()

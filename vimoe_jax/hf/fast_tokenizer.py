@@ -69,8 +69,8 @@ def _pieces(tokenizer: SentencePieceTokenizer) -> tuple[list[tuple[str, float]],
     """Pieces and scores in the order of their ids, and the parsed model."""
     from sentencepiece import sentencepiece_model_pb2
 
-    data = tokenizer.proto
-    proto = sentencepiece_model_pb2.ModelProto.FromString(data)
+    messages: Any = sentencepiece_model_pb2  # protobuf makes its classes while it is imported
+    proto = messages.ModelProto.FromString(tokenizer.proto)
     trainer, cleaning = proto.trainer_spec, proto.normalizer_spec
     found = {
         "trainer_spec.model_type": (trainer.model_type, trainer.UNIGRAM),
@@ -83,7 +83,7 @@ def _pieces(tokenizer: SentencePieceTokenizer) -> tuple[list[tuple[str, float]],
     for name, (value, needed) in found.items():
         if value != needed:
             raise UserError(f"tokenizer.model: {name}: only {needed!r} is exported, not {value!r}")
-    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    kinds = messages.ModelProto.SentencePiece
     if any(p.type == kinds.USER_DEFINED for p in proto.pieces):
         raise UserError("tokenizer.model: user-defined symbols are not exported")
     return [(p.piece, p.score) for p in proto.pieces], proto

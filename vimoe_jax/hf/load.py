@@ -1,13 +1,14 @@
-"""Loads published weights into a workdir that training continues from.
+"""Loads published weights into a new workdir that training continues from.
 
-python -m vimoe_jax.hf.load --source=PATH[,PATH…] --workdir=DIR [--config.FIELD=VALUE …]
-                            [--image_size=N] [--dtype=float32|bfloat16]
+    python -m vimoe_jax.hf.load --source=siglip,qwen3 --workdir=runs/new --config.data.dataset=vivqa
+
+Sources are a LLaVA, or a SigLIP tower and a Qwen3, Qwen3-MoE or Llama decoder. A workdir is a
+source too: the parts are taken that no other source has. A connector that nobody has starts random.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -15,55 +16,52 @@ from pathlib import Path
 from typing import Any
 
 from vimoe_jax import config as config_lib
-from vimoe_jax.base import cli, schema
-from vimoe_jax.base.errors import UserError, exit_on_user_error
+from vimoe_jax.base import cli, files, schema, values
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.schema import at_least
 from vimoe_jax.config import Config
+from vimoe_jax.config.parts import PARTS
 from vimoe_jax.hf.sources import Source, open_source
 from vimoe_jax.text import tokenizers as tokenizer_lib
 from vimoe_jax.text.tokenizers import Tokenizer
 from vimoe_jax.text.tokenizers.huggingface import FILE, IMAGE, HFTokenizer
 
-PARTS = ("vision", "connector", "decoder")
-DTYPES = ("float32", "bfloat16")
-
-_HELP = """\
-usage: python -m vimoe_jax.hf.load --source=PATH[,PATH…] --workdir=DIR [--config.FIELD=VALUE …]
-                                   [--image_size=N] [--dtype=float32|bfloat16]
-
-Loads a LLaVA, or a SigLIP tower and a Qwen3, Qwen3-MoE or Llama decoder, into a new DIR.
-
-  --source=PATH[,PATH…]   folders as the Hub has them (config.json, *.safetensors, tokenizer.json),
-                          a big_vision .npz, or a workdir, of which the parts are taken that no
-                          other source has; a connector that nobody has starts random
-  --workdir=DIR           must not exist, or be empty
-  --config.FIELD=VALUE    sets a field of the new run, for example --config.data.dataset=vivqa
-  --image_size=N          pixels on a side; position embeddings are resized
-  --dtype=NAME            of the parameters in the checkpoint, float32 if not given; training
-                          continues in float32 either way
-"""
+_DTYPES = ("float32", "bfloat16")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or "--help" in argv or "-h" in argv:
-        print(_HELP, end="")
-        return 0 if argv else 2
-    options, overrides = cli.parse(argv, ("source", "workdir", "image_size", "dtype"))
-    for name in ("source", "workdir"):
-        if not options.get(name):
-            raise UserError(f"--{name}: must be given")
-    dtype = options.get("dtype", "float32")
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype: must be {' or '.join(DTYPES)}, not {dtype!r}")
-    size = options.get("image_size")
-    if size is not None and not (size.isdecimal() and int(size)):
-        raise UserError(f"--image_size: must be a positive number, not {size!r}")
-    paths = [Path(p) for p in options["source"].split(",") if p]
-    if not paths:
-        raise UserError("--source: names no folder")
-    workdir = Path(options["workdir"])
-    load(paths, workdir, overrides, image_size=int(size) if size else None, dtype=dtype)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(cli.Options):
+    """The command's options."""
+
+    source: tuple[Path, ...] = cli.option(
+        values.paths,
+        "PATH[,PATH…]",
+        "what is loaded; folders as the Hub has them (config.json, *.safetensors, tokenizer.json), "
+        "a big_vision .npz, or workdirs",
+    )
+    workdir: Path = cli.option(values.path, "DIR", "the new run's; must not exist, or be empty")
+    image_size: int | None = cli.option(
+        values.whole,
+        "N",
+        "pixels on a side, the tower's own if not given; position embeddings are resized",
+        at_least(1),
+        default=None,
+    )
+    dtype: str = cli.option(
+        values.one_of(*_DTYPES),
+        "|".join(_DTYPES),
+        "of the parameters in the checkpoint; training continues in float32 either way",
+        default="float32",
+    )
+
+
+def execute(options: Options) -> int:
+    """Loads, and says what to call next."""
+    load(
+        options.source, options.workdir, options.overrides,
+        image_size=options.image_size, dtype=options.dtype,
+    )  # fmt: skip
+    workdir = options.workdir
     print(f"to train: python -m vimoe_jax.main --config={workdir / 'config.py'} "
           f"--workdir={workdir}")  # fmt: skip
     return 0
@@ -99,20 +97,14 @@ def load(
     tokenizer = _tokenizer(sources, given)
     c = _config(given, tokenizer, overrides, image_size)
 
-    from vimoe_jax.base.files import write_json
     from vimoe_jax.hf import weights
 
-    temporary = workdir.absolute().with_name(f".{workdir.absolute().name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with files.new_folder(workdir) as folder:
         params = weights.read(c, given, dtype)
-        write_json(temporary / "config.json", schema.to_dict(c))
-        (temporary / "config.py").write_text(config_file(c, paths), encoding="utf-8")
-        tokenizer.save(temporary)
-        weights.save(params, temporary)
-        os.replace(temporary, workdir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        files.write_json(folder / "config.json", schema.to_dict(c))
+        files.write_text(folder / "config.py", config_file(c, paths))
+        tokenizer.save(folder)
+        weights.save(params, folder)
     for source in sources:
         for note in source.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -174,9 +166,9 @@ def _config(
 ) -> Config:
     """The new run's configuration."""
     vision, decoder = given["vision"], given["decoder"]
-    values = config_lib.defaults()
-    with values.unlocked():
-        model = values.model
+    fields = config_lib.defaults()
+    with fields.unlocked():
+        model = fields.model
         model.patch_size = vision.model["patch_size"]
         model.image_size = image_size or vision.image_size or vision.model["image_size"]
         for part, source in given.items():
@@ -184,10 +176,10 @@ def _config(
         known = decoder.model["decoder"]["vocab_size"] or 0
         model.decoder.vocab_size = -(-max(known, tokenizer.vocab_size) // 64) * 64
         if vision.resize:
-            values.data.resize = vision.resize
+            fields.data.resize = vision.resize
     for name, value in overrides:
-        schema.apply_override(values, name, value)
-    return config_lib.resolve(values.to_dict())
+        schema.apply_override(fields, name, value)
+    return config_lib.resolve(fields.to_dict())
 
 
 def config_file(c: Config, paths: Sequence[Path]) -> str:
@@ -210,6 +202,8 @@ def config_file(c: Config, paths: Sequence[Path]) -> str:
     )
 
 
+COMMAND = cli.Command("vimoe_jax.hf.load", Options, execute, __doc__, config=Config, bare_code=2)
+main = COMMAND.main
+
 if __name__ == "__main__":
-    with exit_on_user_error():
-        sys.exit(main())
+    COMMAND.run()

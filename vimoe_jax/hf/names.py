@@ -24,9 +24,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from vimoe_jax import config as config_lib
+from vimoe_jax.config.parts import part_name, parts_of
 from vimoe_jax.model.blueprint import Blueprint
-from vimoe_jax.model.stack import plan
-from vimoe_jax.moe.options import moe_layers
+from vimoe_jax.model.stack import layer_places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +275,7 @@ def homeless(blueprint: Blueprint, *, stock: bool = True) -> list[str]:
     return [n for n in blueprint.shapes() if _place(blueprint.config, n)[0] not in lines]
 
 
-_STACKED = re.compile(r"(\w+)\.blocks\.segments\.(\d+)\.(\d+)\.(.*)")
+_STACKED = re.compile(r"((\w+)\.blocks)\.segments\.\d+\.\d+\.(.*)")
 
 
 def _place(c: config_lib.Model, name: str) -> tuple[str, list[int] | None]:
@@ -283,12 +283,10 @@ def _place(c: config_lib.Model, name: str) -> tuple[str, list[int] | None]:
     found = _STACKED.fullmatch(name)
     if found is None:
         return name, None
-    part, segment, member = found[1], int(found[2]), int(found[3])
-    options = getattr(c, part)
-    segments = plan(moe_layers(options.moe, options.depth))
-    first = sum(len(unit) * repeats for unit, repeats in segments[:segment])
-    unit, repeats = segments[segment]
-    return f"{part}.blocks.{found[4]}", [first + r * len(unit) + member for r in range(repeats)]
+    places = layer_places(parts_of(c)[part_name(name)])
+    module = name.removesuffix(f".{found[3]}")
+    layers = [i for i, (where, _) in enumerate(places) if where == module]
+    return f"{found[1]}.{found[3]}", layers
 
 
 def _pieces(

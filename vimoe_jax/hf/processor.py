@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vimoe_jax.base import files
 from vimoe_jax.config import Config
 from vimoe_jax.config.mixture import parse
 from vimoe_jax.data import prompts
@@ -18,18 +19,21 @@ from vimoe_jax.hf import fast_tokenizer
 from vimoe_jax.hf.fast_tokenizer import invisible_characters
 from vimoe_jax.text.tokenizers import Tokenizer
 from vimoe_jax.text.tokenizers.huggingface import IMAGE, HFTokenizer
-from vimoe_jax.text.tokenizers.sentencepiece import BOS, EOS, PAD, UNK
+from vimoe_jax.text.tokenizers.sentencepiece import BOS, EOS, PAD, UNK, SentencePieceTokenizer
+
+# Beside a stock model's files, for `vimoe_jax.load`: how the model was asked in training.
+ASKING_FILE = "vimoe.json"
 
 
 def write(folder: Path, c: Config, tokenizer: Tokenizer) -> None:
-    """Writes the files that `AutoProcessor.from_pretrained` reads.
+    """Writes the files that `AutoProcessor.from_pretrained` reads, and `ASKING_FILE`.
 
     Raises:
       UserError: a SentencePiece model that has no fast form.
     """
     roles = _write_tokenizer(folder, tokenizer)
-    write_json(folder / "preprocessor_config.json", _image_processor(c))
-    write_json(
+    files.write_json(folder / "preprocessor_config.json", _image_processor(c))
+    files.write_json(
         folder / "processor_config.json",
         {
             "processor_class": "LlavaProcessor",
@@ -39,13 +43,15 @@ def write(folder: Path, c: Config, tokenizer: Tokenizer) -> None:
             "vision_feature_select_strategy": "full",
         },
     )
+    asking = {
+        "data.style": parse(c.data.dataset, c.data.style)[0].style,
+        "data.prompt_length": c.data.prompt_length,
+        "data.max_pictures": c.data.max_pictures,
+        "eval.max_new_tokens": c.eval.max_new_tokens,
+    }
+    write_json(folder / ASKING_FILE, asking)
     template = chat_template(c, roles["image"], None if is_stock(tokenizer) else roles["eos"])
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Readable JSON."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    files.write_text(folder / "chat_template.jinja", template)
 
 
 def is_stock(tokenizer: Tokenizer) -> bool:
@@ -69,22 +75,23 @@ def _image_processor(c: Config) -> dict[str, Any]:
     }
 
 
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, str | None]:
-    """Writes `tokenizer.json` and its configuration; gives the token of each role."""
-    if is_stock(tokenizer):
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, str]:
+    """Writes `tokenizer.json` and its configuration; gives the token of each role that has one."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        text = fast_tokenizer.convert(tokenizer).to_str(pretty=True)
+        files.write_text(folder / "tokenizer.json", text)
+        roles = {"pad": PAD, "eos": EOS, "unk": UNK, "bos": BOS, "image": IMAGE}
+    else:
         tokenizer.save(folder)
         saved = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        roles = {name.removesuffix("_token"): token for name, token in saved.items()}
-    else:
-        fast_tokenizer.convert(tokenizer).save(str(folder / "tokenizer.json"))
-        roles = {"pad": PAD, "eos": EOS, "unk": UNK, "bos": BOS, "image": IMAGE}
-    write_json(
+        roles = {k.removesuffix("_token"): token for k, token in saved.items() if token is not None}
+    files.write_json(
         folder / "tokenizer_config.json",
         {
             # Which uses the file as it is; classes named after models rebuild parts of it.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "processor_class": "LlavaProcessor",
-            **{f"{name}_token": token for name, token in roles.items() if token is not None},
+            **{f"{name}_token": token for name, token in roles.items()},
             "extra_special_tokens": {"image_token": roles["image"]},
             "model_input_names": ["input_ids", "attention_mask"],
             "padding_side": "left",  # so that new tokens follow their prompts
@@ -105,9 +112,10 @@ def templates(c: Config) -> tuple[str, str]:
 
 
 def chat_template(c: Config, image: str, end: str | None) -> str:
-    """Jinja that makes our prompts: `<image>` and then the question's wording.
+    """Jinja that makes our prompts: `<image>` for each picture, then the question's wording.
 
-    A picture without text asks for a caption.
+    A picture without text asks for a caption. It takes as many pictures as the rows of training
+    could hold.
 
     Args:
       c: says which wordings.
@@ -119,7 +127,11 @@ def chat_template(c: Config, image: str, end: str | None) -> str:
     before, after = templates(c)[0].split("{q}")
     invisible = "".join(f"\\U{ord(ch):08x}" for ch in invisible_characters())
     answer = _ANSWER.replace("END", _quoted(end)) if end else _NO_ANSWER
+    most = c.data.max_pictures
+    exact = "exactly one picture" if most == 1 else f"at most {most} pictures"
     values = {
+        "PICTURES": f"ns.pictures {'!=' if most == 1 else '>'} {most}",
+        "COUNT": exact if most else "no picture",
         "IMAGE": _quoted(image), "BEFORE": _quoted(before), "AFTER": _quoted(after),
         "CAPTION": _quoted(templates(c)[1]), "INVISIBLE": f"'{invisible}'",
     }  # fmt: skip
@@ -135,7 +147,7 @@ def _quoted(text: str) -> str:
 
 _TEMPLATE = """\
 {%- if not messages or messages[0].role != 'user' or messages | length > 2 -%}
-{{- raise_exception('this model takes one user message: a picture and at most one question') -}}
+{{- raise_exception('this model takes one user message: pictures and at most one question') -}}
 {%- endif -%}
 {%- set ns = namespace(pictures=0, text='') -%}
 {%- set content = messages[0].content -%}
@@ -147,14 +159,14 @@ _TEMPLATE = """\
 {%- set ns.text = ns.text + ' ' + part.text.replace(IMAGE, ' ') -%}
 {%- endif -%}
 {%- endfor -%}
-{%- if ns.pictures != 1 -%}
-{{- raise_exception('this model takes exactly one picture') -}}
+{%- if PICTURES -%}
+{{- raise_exception('this model takes COUNT') -}}
 {%- endif -%}
 {%- for character in INVISIBLE -%}
 {%- set ns.text = ns.text.replace(character, '') -%}
 {%- endfor -%}
 {%- set question = (ns.text.split() | join(' ')).rstrip('?？ ') -%}
-{{- IMAGE -}}
+{{- IMAGE * ns.pictures -}}
 {%- if question -%}
 {{- BEFORE + question + '?' + AFTER -}}
 {%- else -%}

@@ -10,7 +10,7 @@ import json
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +25,7 @@ _MAX_HEADER = 100_000_000  # the format's own limit
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Tensors by the table's name.
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vimoe_jax.base import files
+
 DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _SIZES = {"F32": 4, "BF16": 2}
 INDEX = "model.safetensors.index.json"
@@ -49,7 +51,7 @@ def shards(tensors: Iterable[Tensor], dtype: str, limit: int) -> dict[str, list[
 def write(
     path: Path, tensors: Sequence[Tensor], dtype: str, value: Callable[[Tensor], np.ndarray]
 ) -> None:
-    """Writes a file.
+    """Writes a file, whole or not at all.
 
     Args:
       path: the file.
@@ -66,7 +68,7 @@ def write(
         }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as f:
+    with files.replacing(path, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             array = np.ascontiguousarray(value(tensor))
@@ -75,11 +77,11 @@ def write(
             f.write(array.reshape(-1).view(np.uint8).data)
 
 
-def write_index(folder: Path, files: dict[str, list[Tensor]], dtype: str) -> None:
+def write_index(folder: Path, shards: dict[str, list[Tensor]], dtype: str) -> None:
     """Says which file holds which tensor; nothing where there is one file only."""
-    if len(files) == 1:
+    if len(shards) == 1:
         return
-    total = sum(t.num_bytes(dtype) for part in files.values() for t in part)
-    where = {t.name: file for file, part in files.items() for t in part}
+    total = sum(t.num_bytes(dtype) for part in shards.values() for t in part)
+    where = {t.name: file for file, part in shards.items() for t in part}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    files.write_json(folder / INDEX, index)

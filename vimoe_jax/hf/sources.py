@@ -13,6 +13,7 @@ from vimoe_jax import config as config_lib
 from vimoe_jax.base import schema
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.base.files import read_object
+from vimoe_jax.config.parts import PARTS
 from vimoe_jax.hf import names, settings
 from vimoe_jax.hf.readers import BigVision, Reader, Safetensors
 
@@ -108,7 +109,7 @@ def _llava(path: Path, values: dict[str, Any], where: str) -> Source:
     token = values.get("image_token_index", values.get("image_token_id"))
     return Source(
         path,
-        ("vision", "connector", "decoder"),
+        PARTS,
         {**model, "decoder": fields},
         image_token=token,
         complaints=complaints,
@@ -179,7 +180,7 @@ def _big_vision(path: Path) -> Source:
 
 def _workdir(path: Path) -> Source:
     model = schema.to_dict(config_lib.from_json(path / "config.json").model)
-    kept = ("image_size", "patch_size", "vision", "connector", "decoder")
-    source = Source(path, ("vision", "connector", "decoder"), {k: model[k] for k in kept})
+    kept = ("image_size", "patch_size", *PARTS)
+    source = Source(path, PARTS, {k: model[k] for k in kept})
     source.tokenizer = path
     return source

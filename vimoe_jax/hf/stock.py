@@ -8,12 +8,12 @@ from typing import Any
 from vimoe_jax import config as config_lib
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import Config
+from vimoe_jax.config.parts import parts_of
 from vimoe_jax.hf.names import homeless
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.moe.options import MoEOptions, moe_layers
 from vimoe_jax.text.tokenizers import Tokenizer
 
-PARTS = ("vision", "connector", "decoder")
 _ROUTER = "top_k"  # the one that stock models with experts have
 
 
@@ -35,11 +35,11 @@ def _complaints(c: Config) -> Iterator[str]:
             f"data.resize: {c.data.resize!r} is nothing that SiglipImageProcessor does; "
             "only 'squash' can be exported"
         )
-    for part in PARTS:
-        moe: MoEOptions = getattr(c.model, part).moe
-        if not moe.num_experts:
+    for part in parts_of(c.model).values():
+        moe = part.moe
+        if not part.has_experts:
             continue
-        field = f"model.{part}.moe"
+        field = f"model.{part.name}.moe"
         if moe.router != _ROUTER:
             yield f"{field}.router: {moe.router!r} cannot be exported; only {_ROUTER!r} can"
         if moe.shared_experts:
@@ -83,7 +83,7 @@ def model_config(c: Config, vocab_size: int, tokenizer: Tokenizer, dtype: str) -
         **(own if needs_code(m) else stock),
         "dtype": dtype,
         "image_token_index": tokenizer.image_id,
-        "image_seq_length": (m.image_size // m.patch_size) ** 2,
+        "image_seq_length": m.num_patches,
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "full",
         "projector_hidden_act": "gelu",
@@ -124,7 +124,7 @@ def _vision(m: config_lib.Model) -> dict[str, Any]:
 
 def _text(c: Config, vocab_size: int, tokenizer: Tokenizer) -> dict[str, Any]:
     d, moe = c.model.decoder, c.model.decoder.moe
-    patches = (c.model.image_size // c.model.patch_size) ** 2
+    places = c.data.max_pictures * c.model.num_patches
     asked = c.data.prompt_length + c.eval.max_new_tokens
     text = {
         "model_type": "qwen3" if d.qk_norm else "llama",
@@ -138,7 +138,7 @@ def _text(c: Config, vocab_size: int, tokenizer: Tokenizer) -> dict[str, Any]:
         "hidden_act": "silu",
         "rms_norm_eps": d.norm_eps,
         "rope_parameters": {"rope_theta": d.rope_theta, "rope_type": "default"},
-        "max_position_embeddings": patches + max(c.data.text_length, asked),
+        "max_position_embeddings": places + max(c.data.text_length, asked),
         "attention_bias": False,
         "attention_dropout": 0.0,
         "tie_word_embeddings": d.tie_embeddings,

@@ -69,9 +69,10 @@ def save(params: Params, workdir: Path) -> None:
     largest = max(p.nbytes for p in params.values())
     state = {"step": jnp.zeros((), jnp.int32), "params": params, "frozen": {}}
     pieces = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK), state)
+    # Less than the largest parameter, and it would never begin. Orbax says `int`, and takes parts.
+    gigabytes: Any = 1.01 * largest / 1e9 + 0.01
     handlers = {
-        # Less than the largest parameter, and it would never begin.
-        "state": ocp.StandardCheckpointHandler(save_concurrent_gb=1.01 * largest / 1e9 + 0.01),
+        "state": ocp.StandardCheckpointHandler(save_concurrent_gb=gigabytes),
         "data": ocp.JsonCheckpointHandler(),
     }
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
@@ -102,8 +103,9 @@ def _match(blueprint: Blueprint, given: dict[str, Source]) -> dict[str, tuple[Re
     """The tensors of each parameter that comes from a file, if all names and shapes fit."""
     todo: dict[str, tuple[Reader, list[Piece]]] = {}
     complaints = []
-    for source in {id(s): s for s in given.values() if s.reader is not None}.values():
-        reader, seen = source.reader, set()
+    read = {id(s): (s, s.reader) for s in given.values() if s.reader is not None}
+    for source, reader in read.values():
+        seen: set[str] = set()
         wrong: dict[str, list[str]] = defaultdict(list)
         wanted: dict[str, list[Piece]] = defaultdict(list)
         for piece in names.pieces(
@@ -183,9 +185,9 @@ def _place(
     bad: dict[str, None],
 ) -> jax.Array:
     """One parameter on its devices; each device's part is put together by itself."""
-    devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = defaultdict(list)
+    devices: dict[tuple[tuple[int, int], ...], list[Any]] = defaultdict(list)
     for device, index in sharding.addressable_devices_indices_map(shape).items():
-        bounds = (s.indices(size)[:2] for s, size in zip(index, shape, strict=True))
+        bounds = (s.indices(size)[:2] for s, size in zip(index or (), shape, strict=True))
         devices[tuple(bounds)].append(device)
     arrays = []
     for bounds, where in devices.items():

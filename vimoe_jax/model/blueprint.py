@@ -7,29 +7,30 @@ blueprint turns such a dict into a callable `VLM` and knows each parameter's sha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from vimoe_jax import config as config_lib
-from vimoe_jax.model.stack import in_order, plan
-from vimoe_jax.model.vlm import VLM, compute_dtype
+from vimoe_jax.config.parts import Part, PartName, part_name, parts_of
+from vimoe_jax.model.stack import layer_places
+from vimoe_jax.model.vlm import VLM, Reports, compute_dtype
 from vimoe_jax.moe.block import rebalanced
-from vimoe_jax.moe.options import moe_layers
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel import rules
 from vimoe_jax.parallel.parameters import Buffer
+from vimoe_jax.parallel.rules import AnyMesh
 
 Params = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Blueprint:
-    """Structure of a model; `build(params)` gives the model itself."""
+    """Structure of a model; `model(params)` gives the model itself."""
 
     config: config_lib.Model
     vocab_size: int
@@ -45,7 +46,7 @@ class Blueprint:
     def _variables(self) -> dict[str, nnx.Variable]:
         return {".".join(map(str, path)): v for path, v in nnx.to_flat_state(self.template)}
 
-    def init(self, key: jax.Array, mesh: Mesh | None = None) -> Params:
+    def init(self, key: jax.Array, mesh: AnyMesh | None = None) -> Params:
         """Random parameters, born sharded if a mesh is given; the same whatever the mesh."""
 
         def flat(key: jax.Array) -> Params:
@@ -54,8 +55,12 @@ class Blueprint:
 
         return jax.jit(flat, out_shardings=None if mesh is None else self.shardings(mesh))(key)
 
+    def model(self, params: Params) -> VLM:
+        """The model with these parameters, cast as layers use them (also while tracing)."""
+        return self.build(self.cast(params))
+
     def build(self, params: Params) -> VLM:
-        """The model with these parameters (also while tracing)."""
+        """The model with these parameters as they are (also while tracing)."""
         filled = [
             (path, v.replace(params[".".join(map(str, path))]))
             for path, v in nnx.to_flat_state(self.template)
@@ -87,7 +92,7 @@ class Blueprint:
         """Shape of every parameter."""
         return {name: v.shape for name, v in self._variables().items()}
 
-    def abstract(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    def abstract(self, mesh: AnyMesh) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape, dtype and sharding of every parameter on a mesh."""
         where = self.shardings(mesh)
         return {
@@ -95,48 +100,56 @@ class Blueprint:
             for name, v in self._variables().items()
         }
 
-    def shardings(self, mesh: Mesh, over: rules.MeshAxes = rules.KEPT) -> dict[str, NamedSharding]:
+    def shardings(
+        self, mesh: AnyMesh, over: rules.MeshAxes = rules.KEPT
+    ) -> dict[str, NamedSharding]:
         """Sharding of every parameter on a mesh; `over` as in `rules.spec`."""
         axes = self.axes()
         return {n: rules.sharding(axes[n], s, mesh, over) for n, s in self.shapes().items()}
 
-    def held(self, mesh: Mesh, over: rules.MeshAxes = rules.KEPT) -> int:
+    def held(self, mesh: AnyMesh, over: rules.MeshAxes = rules.KEPT) -> int:
         """How many parameters a device holds; `over` as in `rules.spec`."""
         where, shapes = self.shardings(mesh, over), self.shapes()
         return sum(math.prod(where[name].shard_shape(shape)) for name, shape in shapes.items())
 
-    def layers_of(self, moe: dict[str, Any]) -> dict[str, MoEStats]:
-        """The MoE reports of a forward pass by layer name ("decoder.1", …), first to last."""
+    @functools.cached_property
+    def parts(self) -> dict[PartName, Part]:
+        """Tower, connector and decoder."""
+        return parts_of(self.config)
+
+    def layers_of(self, reports: Reports) -> dict[str, MoEStats]:
+        """A forward pass's MoE reports by layer name ("decoder.1", …), first to last."""
         named = {}
-        for part in ("vision", "connector", "decoder"):  # a jitted function sorts its dicts
-            if part not in moe:
-                continue
-            reports = moe[part]
-            if part == "connector":
-                named["connector"] = jax.tree.map(lambda a: a[0], reports[0][0])
-                continue
-            kinds = moe_layers(getattr(self.config, part).moe, getattr(self.config, part).depth)
-            for i, report in enumerate(in_order(plan(kinds), reports)):
-                if report is not None:
-                    named[f"{part}.{i}"] = report
+        for name, part in self.parts.items():  # a jitted function sorts its dicts
+            for i, layer in enumerate(part.moe_names() if name in reports else ()):
+                named[layer] = jax.tree.map(lambda a, i=i: a[i], reports[name])
         return named
 
     def buffers(self) -> set[str]:
         """Names of what is saved but never optimized: router biases, hash tables."""
         return {name for name, v in self._variables().items() if isinstance(v, Buffer)}
 
-    def rebalanced(self, params: Params, moe: dict[str, Any]) -> Params:
+    def rebalanced(self, params: Params, reports: Reports) -> Params:
         """The router biases among `params` after a step with these MoE reports."""
         new = {}
-        for part, segments in moe.items():
-            rate = getattr(self.config, part).moe.bias_rate
-            for name, report in _named(part, segments) if rate else ():
-                name = f"{name}.bias"
-                bias, routed = params[name], report.routed
-                new[name] = rebalanced(
-                    bias, routed.reshape(*bias.shape[:-1], *routed.shape[-2:]), rate
-                )
+        for name, report in reports.items():
+            if rate := self.parts[name].moe.bias_rate:
+                routed = report.routed
+                for module, layers in self._moe_modules(name).items():
+                    bias = params[f"{module}.bias"]
+                    mine = routed[np.asarray(layers)].reshape(*bias.shape[:-1], *routed.shape[-2:])
+                    new[f"{module}.bias"] = rebalanced(bias, mine, rate)
         return new
+
+    def _moe_modules(self, name: PartName) -> dict[str, list[int]]:
+        """The MoE modules of a part by dotted path, with the numbers of their reports."""
+        part, found = self.parts[name], {}
+        places = zip(layer_places(part), part.moe_layers(), strict=True)
+        layers = [module for (module, _), is_moe in places if is_moe]
+        for number, module in enumerate(layers):
+            path = module if name == "connector" else f"{module}.mlp"
+            found.setdefault(path, []).append(number)
+        return found
 
     def num_parameters(self) -> int:
         """All parameters, buffers left out."""
@@ -151,20 +164,11 @@ class Blueprint:
                 continue
             size = math.prod(shape)
             if ".experts." in name:
-                options = getattr(self.config, name.split(".")[0]).moe
+                options = self.parts[part_name(name)].moe
                 if not options.traits.mixes:  # there, every token is in every slot
                     size = size * options.experts_per_token // options.num_experts
             total += size
         return total
-
-
-def _named(part: str, segments: Any) -> Iterator[tuple[str, MoEStats]]:
-    """The MoE modules of a part by dotted path, with their (stacked) reports."""
-    for i, unit in enumerate(segments):
-        for j, report in enumerate(unit):
-            if report is not None:
-                where = "" if part == "connector" else f".blocks.segments.{i}.{j}.mlp"
-                yield part + where, report
 
 
 def _make(c: config_lib.Model, vocab_size: int, key: jax.Array | int) -> VLM:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from vimoe_jax.config.parts import Part
 from vimoe_jax.moe.dispatch import MOVED
 from vimoe_jax.parallel.parameters import Buffer, gathered
 from vimoe_jax.parallel.rules import BETWEEN, WHOLE, active_mesh
@@ -58,6 +59,23 @@ def plan(kinds: Sequence[Hashable]) -> tuple[Segment, ...]:
     return best(0)[2]
 
 
+@functools.lru_cache(maxsize=64)
+def layer_places(part: Part) -> tuple[tuple[str, int | None], ...]:
+    """Where each layer's parameters are, first to last.
+
+    Returns:
+      Of each layer the dotted path of its module and its place along that module's first axis, on
+      which layers are stacked; the connector is not stacked, and its place is None.
+    """
+    if part.name == "connector":
+        return ((part.name, None),)
+    found: list[tuple[str, int | None]] = []
+    for i, (unit, repeats) in enumerate(plan(part.moe_layers())):
+        for repeat in range(repeats):
+            found += [(f"{part.name}.blocks.segments.{i}.{j}", repeat) for j in range(len(unit))]
+    return tuple(found)
+
+
 # (layer, x, cache, key) -> (x, cache, report)
 Apply = Callable[[nnx.Module, jax.Array, Any, jax.Array | None], tuple[jax.Array, Any, Any]]
 
@@ -89,18 +107,27 @@ class Stack(nnx.Module):
 
     def __call__(
         self, apply: Apply, x: jax.Array, caches: Any = None, key: jax.Array | None = None
-    ) -> tuple[jax.Array, Any, list[list[Any]]]:
+    ) -> tuple[jax.Array, Any, Any]:
         """Runs all layers in order.
 
         Args:
-          apply: runs one layer.
+          apply: runs one layer; what it reports is a tree of arrays, the same for all layers that
+            report anything, or None.
           x: the input.
           caches: `[segment][layer of the unit]`, stacked over repeats, or None.
-          key: split into one key a layer, or None.
+          key: split into one key per layer, or None.
 
         Returns:
-          The output, the new caches and the reports, both as nested like `caches`.
+          The output; the new caches; the reports as one tree with a leading axis over the layers
+          that report, first to last, or None where none does.
         """
+        x, caches, reports = self.run(apply, x, caches, key)
+        return x, caches, merge(reports)
+
+    def run(
+        self, apply: Apply, x: jax.Array, caches: Any = None, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Any, list[list[Any]]]:
+        """As a call; reports nested as `caches` are, `[segment][layer of the unit]`."""
         new_caches, reports = [], []
         for i, (_, repeats) in enumerate(self.plan):
             graph, state = nnx.split(self.segments[i])
@@ -135,8 +162,22 @@ class Stack(nnx.Module):
         return x, None if caches is None else new_caches, reports
 
 
-def in_order(segments: Sequence[Segment], reports: list[list[Any]]) -> list[Any]:
-    """Unstacks what a `Stack` reported: one entry a layer, first to last (None where none)."""
+def merge(reports: list[list[Any]]) -> Any:
+    """What `Stack.run` reports as one tree with a leading axis over layers, first to last.
+
+    Layers that report None have no entry; None if no layer reports.
+    """
+
+    def interleave(*unit: jax.Array) -> jax.Array:
+        return jnp.stack(unit, 1).reshape(-1, *unit[0].shape[1:])
+
+    units = [[r for r in unit if r is not None] for unit in reports]
+    merged = [jax.tree.map(interleave, *unit) for unit in units if unit]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *merged) if merged else None
+
+
+def unstack(segments: Sequence[Segment], reports: list[list[Any]]) -> list[Any]:
+    """What `Stack.run` reports as one entry per layer, first to last (None where none)."""
     layers = []
     for (_, repeats), segment in zip(segments, reports, strict=True):
         for r in range(repeats):

@@ -7,53 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, UInt8
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
 
 from vimoe_jax.config.model import Vision
-from vimoe_jax.model.layers import MLP, Attention, LayerNorm
+from vimoe_jax.model.block import Block, BlockShape
+from vimoe_jax.model.layers import LayerNorm
 from vimoe_jax.model.stack import Stack
-from vimoe_jax.model.tokens import NUM_KINDS, TokenKind
-from vimoe_jax.moe.block import MoE
+from vimoe_jax.model.tokens import Places
 from vimoe_jax.moe.options import moe_layers
+from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel.parameters import fan_in, param
-from vimoe_jax.parallel.rules import constrain
 
 _EPS = 1e-6
-
-
-class VisionBlock(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)), the MLP dense or MoE."""
-
-    def __init__(
-        self,
-        c: Vision,
-        is_moe: bool,
-        num_patches: int,
-        *,
-        dtype: jnp.dtype,
-        attention: str,
-        rngs: nnx.Rngs,
-    ):
-        heads, scale = c.num_heads, (2 * c.depth) ** -0.5
-        self.norm1 = LayerNorm(c.width, _EPS, rngs=rngs)
-        self.attention = Attention(
-            c.width,
-            heads,
-            heads,
-            c.width // heads,
-            bias=True,
-            qk_norm_eps=None,
-            dtype=dtype,
-            rngs=rngs,
-            out_scale=scale,
-            implementation=attention,
-        )
-        self.norm2 = LayerNorm(c.width, _EPS, rngs=rngs)
-        mlp = dict(activation="gelu_tanh", bias=True, dtype=dtype, rngs=rngs, out_scale=scale)
-        if is_moe:
-            self.mlp = MoE(c.moe, c.width, c.mlp_dim, c.width, **mlp, num_ids=num_patches)
-        else:
-            self.mlp = MLP(c.width, c.mlp_dim, c.width, **mlp)
 
 
 class VisionTower(nnx.Module):
@@ -69,7 +35,7 @@ class VisionTower(nnx.Module):
         image_size: int,
         patch_size: int,
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         attention: str,
         scan: dict[str, Any],
         rngs: nnx.Rngs,
@@ -83,43 +49,48 @@ class VisionTower(nnx.Module):
         self.positions = param(
             rngs, nnx.initializers.normal(0.02), (patches, c.width), (None, "embed")
         )
+        shape = BlockShape(
+            width=c.width,
+            depth=c.depth,
+            num_heads=c.num_heads,
+            num_kv_heads=c.num_heads,
+            head_dim=c.width // c.num_heads,
+            mlp_dim=c.mlp_dim,
+            activation="gelu_tanh",
+            bias=True,
+            norm_eps=_EPS,
+            qk_norm=False,
+            num_ids=patches,
+            attention=attention,
+            dtype=dtype,
+        )
         self.blocks = Stack(
             moe_layers(c.moe, c.depth),
-            lambda is_moe, rngs: VisionBlock(
-                c, is_moe, patches, dtype=dtype, attention=attention, rngs=rngs
-            ),
+            lambda is_moe, rngs: Block(shape, c.moe if is_moe else None, rngs=rngs),
             **scan,
             rngs=rngs,
         )
         self.post_norm = LayerNorm(c.width, _EPS, rngs=rngs)
 
     @jax.named_scope("vision")
-    def __call__(self, image: UInt8[Array, "B H W 3"], valid: Bool[Array, "B"], key=None):
+    def __call__(
+        self, image: UInt8[Array, "B H W 3"], places: Places, key: jax.Array | None = None
+    ) -> tuple[Float[Array, "B P D"], MoEStats | None]:
         """Encodes pictures.
 
         Args:
           image: pixels 0 to 255, mapped to [-1, 1] as SigLIP does.
-          valid: False for rows that are padding: they take no place in an expert.
+          places: of the P patches: those of a picture that is padding take no place in an expert.
           key: given in training only (router noise).
 
         Returns:
-          Patch features (B, P, D) in `dtype`, and the MoE reports of `Stack`.
+          Patch features in `dtype`, and the MoE reports of all layers that have experts.
         """
         pixels = (image.astype(jnp.float32) / 127.5 - 1).astype(self.dtype)
         x = self._embed(pixels)
-        shape = x.shape[:2]
-        valid = jnp.broadcast_to(valid[:, None], shape)
-        kind = jnp.full(shape, TokenKind.IMAGE, jnp.int32)
-        ids = jnp.broadcast_to(jnp.arange(shape[1]), shape)
 
-        def apply(block: VisionBlock, x, _, key):
-            x = x + block.attention(block.norm1(x), None)[0]
-            h, report = block.norm2(x), None
-            if isinstance(block.mlp, MoE):
-                h, report = block.mlp(h, valid, kind, num_kinds=NUM_KINDS, key=key, ids=ids)
-            else:
-                h = block.mlp(h)
-            return constrain(x + h, ("batch", None, None)), None, report
+        def apply(block: Block, x, _, key):
+            return block(x, places, key=key)
 
         x, _, reports = self.blocks(apply, x, key=key)
         return x, reports

@@ -1,22 +1,29 @@
-"""Tower + connector + decoder: a picture and tokens to hidden states and logits (LLaVA's form)."""
+"""Tower + connector + decoder: pictures and tokens to hidden states and logits (LLaVA's form)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vimoe_jax import config as config_lib
+from vimoe_jax.base import struct
+from vimoe_jax.config.parts import PartName
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.model import tokens as tokens_lib
+from vimoe_jax.model.block import mix
 from vimoe_jax.model.decoder import Decoder
 from vimoe_jax.model.layers import MLP
+from vimoe_jax.model.loss import TokenLoss, cross_entropy
+from vimoe_jax.model.tokens import Layout, Places, TokenKind
 from vimoe_jax.model.vision import VisionTower
 from vimoe_jax.moe.block import MoE, weighted_losses
 from vimoe_jax.moe.stats import MoEStats
+
+# The MoE reports of each part that has any, a leading axis over its MoE layers.
+Reports = dict[PartName, MoEStats]
 
 
 @struct.dataclass
@@ -24,27 +31,26 @@ class Output:
     """What a forward pass gives.
 
     Attributes:
-      hidden: of the S text places, after the final norm.
-      moe: reports of the MoE layers by part ("vision", "connector", "decoder"), nested like
-        `Stack`'s; parts without experts have none.
+      hidden: of the T text tokens, after the final norm.
+      moe: the MoE reports.
       aux_loss: weighted auxiliary losses, summed over layers.
     """
 
-    hidden: Float[Array, "B S D"]
-    moe: dict[str, Any]
+    hidden: Float[Array, "B T D"]
+    moe: Reports
     aux_loss: Float[Array, ""]
 
 
 class VLM(nnx.Module):
     """The whole model.
 
-    A row is the picture's P features followed by S text tokens in one or more segments, each of
-    which sees the picture and itself only; a segment's first token has position P.
+    A row is a stream of places, each a picture's patch or a text token (`data.batch.Batch`), in one
+    or more segments; each segment sees itself and what all segments share.
     """
 
-    def __init__(self, c: config_lib.Model, vocab_size: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, c: config_lib.Model, vocab_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.config = c
-        self.num_patches = (c.image_size // c.patch_size) ** 2
+        self.num_patches = c.num_patches
         both = dict(
             dtype=dtype, attention=c.attention, scan=dict(remat=c.remat, unroll=c.unroll), rngs=rngs
         )
@@ -60,62 +66,97 @@ class VLM(nnx.Module):
         self.decoder = Decoder(c.decoder, vocab_size, self.num_patches, **both)
 
     def encode(
-        self, image: UInt8[Array, "B H W 3"], valid: Bool[Array, "B"], key: jax.Array | None = None
-    ) -> tuple[Float[Array, "B P D"], dict[str, Any]]:
-        """Pictures to the decoder's input embeddings, and the MoE reports on the way."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        x, reports = self.vision(image, valid, keys[0])
-        moe = {"vision": reports}
-        if isinstance(self.connector, MoE):
-            valid = jnp.broadcast_to(valid[:, None], x.shape[:2])
-            kind = jnp.full(x.shape[:2], tokens_lib.TokenKind.IMAGE, jnp.int32)
-            kinds = tokens_lib.NUM_KINDS
-            ids = jnp.broadcast_to(jnp.arange(self.num_patches), kind.shape)
-            x, report = self.connector(x, valid, kind, num_kinds=kinds, key=keys[1], ids=ids)
-            moe["connector"] = [[jax.tree.map(lambda a: a[None], report)]]
-        else:
-            x = self.connector(x)
-        return x, moe
+        self,
+        pictures: UInt8[Array, "B I H W 3"],
+        valid: Bool[Array, "B I"],
+        key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "B IP D"] | None, Reports]:
+        """Pictures to the decoder's input embeddings, and the MoE reports on the way.
 
-    def __call__(self, batch: Mapping[str, jax.Array], *, key: jax.Array | None = None) -> Output:
+        Args:
+          pictures: I = 0 gives no embeddings, and the tower is not run.
+          valid: False for pictures that a row does not have.
+          key: given in training only.
+        """
+        rows, most = pictures.shape[:2]
+        if not most:
+            return None, {}
+        keys = (None, None) if key is None else jax.random.split(key)
+        shape = (rows * most, self.num_patches)
+        places = Places(
+            valid=jnp.broadcast_to(valid.reshape(-1, 1), shape),
+            kind=jnp.full(shape, TokenKind.IMAGE, jnp.int32),
+            ids=jnp.broadcast_to(jnp.arange(self.num_patches), shape),
+        )
+        x = pictures.reshape(rows * most, *pictures.shape[2:])
+        x, in_vision = self.vision(x, places, keys[0])
+        x, in_connector = mix(self.connector, x, places, keys[1])
+        if in_connector is not None:
+            in_connector = jax.tree.map(lambda a: a[None], in_connector)
+        reports = {"vision": in_vision, "connector": in_connector}
+        return x.reshape(rows, most * self.num_patches, -1), _present(reports)
+
+    def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> Output:
         """Teacher-forced pass over a batch of rows.
 
         Args:
-          batch: `image` (B, H, W, 3) uint8; `tokens`, `segments`, `positions` (B, S) int32;
-            `weights` (B, S), positive where the next token is an answer's.
+          batch: on the device.
           key: given in training only.
         """
         keys = (None, None) if key is None else jax.random.split(key)
-        patches = self.num_patches
-        segments, valid = tokens_lib.row_segments(batch["segments"], patches)
-        picture, moe = self.encode(batch["image"], valid[:, 0], keys[0])
-        x = jnp.concatenate([picture, self.decoder.embed(batch["tokens"])], 1)
-        first = jnp.broadcast_to(jnp.arange(patches), (x.shape[0], patches))
-        positions = jnp.concatenate([first, batch["positions"] + patches], 1)
-        x, _, reports = self.decoder(
+        layout = self.layout(batch.tokens, batch.pictures.shape[1])
+        kind = tokens_lib.token_kinds(layout.is_picture, batch.weights)
+        x, reports = self.embed(batch.pictures, batch.tokens, layout, keys[0])
+        x, _, in_decoder = self.decoder(
             x,
-            positions,
-            tokens_lib.attention_mask(segments, valid),
-            valid,
-            tokens_lib.token_kinds(batch["weights"], patches),
+            batch.positions,
+            tokens_lib.attention_mask(batch.segments),
+            self.places(batch.tokens, layout, batch.segments != 0, kind),
             key=keys[1],
-            ids=self.ids(batch["tokens"]),
         )
-        moe = _present(moe | {"decoder": reports})
-        return Output(x[:, patches:], moe, self._auxiliary_loss(moe))
+        reports = _present(reports | {"decoder": in_decoder})
+        return Output(layout.text(x), reports, self._auxiliary_loss(reports))
 
-    def ids(self, tokens: Int[Array, "B S"]) -> Int[Array, "B PS"]:
-        """What hash routers look up: V and up for the picture's places, then the tokens."""
-        shape = (tokens.shape[0], self.num_patches)
-        places = jnp.broadcast_to(self.vocab_size + jnp.arange(self.num_patches), shape)
-        return jnp.concatenate([places.astype(tokens.dtype), tokens], 1)
+    def loss(self, batch: Batch, *, key: jax.Array | None = None) -> tuple[TokenLoss, Output]:
+        """The cross-entropy of a batch's answers, summed, and the pass that gave it."""
+        out = self(batch, key=key)
+        return self.token_loss(out.hidden, batch), out
 
-    def _auxiliary_loss(self, moe: dict[str, Any]) -> Float[Array, ""]:
+    def token_loss(self, hidden: Float[Array, "B T D"], batch: Batch) -> TokenLoss:
+        """The cross-entropy of the answers, from the text tokens' final hidden states."""
+        layout = self.layout(batch.tokens, batch.pictures.shape[1])
+        targets, weights = layout.text(batch.targets), layout.text(batch.weights)
+        return cross_entropy(hidden, self.decoder.output_matrix(), targets, weights)
+
+    def layout(self, tokens: Int[Array, "B S"], most: int) -> Layout:
+        """Where the stream holds its pictures, of which there are at most I."""
+        return Layout.create(tokens, most * self.num_patches)
+
+    def embed(
+        self,
+        pictures: UInt8[Array, "B I H W 3"],
+        tokens: Int[Array, "B S"],
+        layout: Layout,
+        key: jax.Array | None = None,
+    ) -> tuple[Float[Array, "B S D"], Reports]:
+        """A stream's embeddings, and the MoE reports of its pictures' encoding."""
+        features, reports = self.encode(pictures, layout.has_picture(self.num_patches), key)
+        return layout.merge(features, self.decoder.embed(layout.text(tokens))), reports
+
+    def places(
+        self,
+        tokens: Int[Array, "B S"],
+        layout: Layout,
+        valid: Bool[Array, "B S"],
+        kind: Int[Array, "B S"],
+    ) -> Places:
+        """What the decoder's layers know of each place of a stream."""
+        return Places(valid, kind, layout.ids(tokens, self.vocab_size, self.num_patches))
+
+    def _auxiliary_loss(self, reports: Reports) -> Float[Array, ""]:
         total = jnp.zeros((), jnp.float32)
-        for part, reports in moe.items():
-            options = getattr(self.config, part).moe
-            for report in jax.tree.leaves(reports, is_leaf=lambda r: isinstance(r, MoEStats)):
-                total += weighted_losses(options, report).sum()
+        for part, report in reports.items():
+            total += weighted_losses(getattr(self.config, part).moe, report).sum()
         return total
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
@@ -124,9 +165,9 @@ class VLM(nnx.Module):
         return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
 
 
-def _present(moe: dict[str, Any]) -> dict[str, Any]:
-    """Drops the parts that have no MoE layer."""
-    return {part: reports for part, reports in moe.items() if jax.tree.leaves(reports)}
+def _present(reports: dict[PartName, MoEStats | None]) -> Reports:
+    """Leaves out the parts that have no MoE layer."""
+    return {part: report for part, report in reports.items() if report is not None}
 
 
 def compute_dtype(name: str) -> jnp.dtype:

@@ -21,10 +21,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from vimoe_jax.base import struct
 from vimoe_jax.moe.routing import Assignment
 
 AXIS = "expert"

@@ -5,13 +5,15 @@ Axes: G groups, M tokens in a group, E experts, K experts per token, C slots per
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Float, Int
+
+from vimoe_jax.base import struct
 
 
 @struct.dataclass
@@ -37,7 +39,7 @@ class Assignment:
     def renormalize(self) -> Assignment:
         """The same with each token's weights divided by their sum."""
         total = self.weight.sum(-1, keepdims=True)
-        return self.replace(weight=self.weight / jnp.maximum(total, 1e-9))
+        return dataclasses.replace(self, weight=self.weight / jnp.maximum(total, 1e-9))
 
     def counts(
         self, valid: Bool[Array, "G M"]

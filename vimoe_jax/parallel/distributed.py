@@ -1,7 +1,7 @@
 """Several processes as one run: how they find each other, who writes, and what ends them together.
 
 Each process drives its own devices and all run the same program. Which process this is comes from
-flags, from plain environment variables, or from the platform (Slurm, Open MPI, Cloud TPU, GKE);
+options, from plain environment variables, or from the platform (Slurm, Open MPI, Cloud TPU, GKE);
 without any of these a process is alone, and nothing here costs anything.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import importlib
 import itertools
 import json
 import os
@@ -24,15 +25,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from vimoe_jax.base import progress
+from vimoe_jax.base import cli, progress, values
 from vimoe_jax.base.errors import UserError, exit_on_user_error
-
-OPTIONS = ("coordinator", "num_processes", "process_id", "initialization_timeout")
+from vimoe_jax.base.schema import at_least
 
 # Exit code of a process whose peers are gone: EX_TEMPFAIL, the same command again goes on.
 LOST = 75
 
-_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _HEARTBEAT = 30  # seconds without a sign of life until a process counts as dead
 _PATIENCE = 24 * 3600  # seconds that processes wait for one that works alone, such as data's writer
 _LOSS = re.compile(
@@ -41,6 +40,44 @@ _LOSS = re.compile(
     re.IGNORECASE,
 )
 _calls = itertools.count()
+
+
+def _address(text: str) -> str:
+    if not re.fullmatch(r"\S+:[0-9]{1,5}", text) or not 0 < int(text.rpartition(":")[2]) < 65536:
+        raise ValueError("must be HOST:PORT")
+    return text
+
+
+_VARIABLES = {
+    "JAX_COORDINATOR_ADDRESS": _address,
+    "JAX_NUM_PROCESSES": values.whole,
+    "JAX_PROCESS_ID": values.whole,
+}
+_SEVERAL = (
+    "Several processes as one run (docs/launch.md); Slurm, Cloud TPU and GKE need none of these"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(cli.Options):
+    """The options of a command that may run as several processes."""
+
+    coordinator: str | None = cli.option(
+        _address, "HOST:PORT", "where process 0 listens; or the variable JAX_COORDINATOR_ADDRESS",
+        default=None, heading=_SEVERAL,
+    )  # fmt: skip
+    num_processes: int | None = cli.option(
+        values.whole, "N", "how many there are; or JAX_NUM_PROCESSES", at_least(1),
+        default=None, heading=_SEVERAL,
+    )  # fmt: skip
+    process_id: int | None = cli.option(
+        values.whole, "I", "which one this is, from 0; or JAX_PROCESS_ID",
+        default=None, heading=_SEVERAL,
+    )  # fmt: skip
+    initialization_timeout: int = cli.option(
+        values.whole, "SECONDS", "to wait for the others at the start", at_least(1),
+        default=300, heading=_SEVERAL,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,48 +95,43 @@ class Place:
     process_id: int
 
 
-def find_place(options: Mapping[str, str], env: Mapping[str, str]) -> Place | str | None:
-    """What flags and environment say about this process.
+def find_place(options: Options, env: Mapping[str, str]) -> Place | str | None:
+    """What options and environment say about this process.
 
     Args:
-      options: flags by name, see `OPTIONS`.
+      options: the command's.
       env: environment variables.
 
     Returns:
       A place; or the name of a platform that tells JAX itself; or None for a process that is alone.
 
     Raises:
-      UserError: some of the flags or variables are missing, or do not fit together.
+      UserError: some of the options or variables are missing, or do not fit together.
     """
-    flags = [f"--{name}" for name in OPTIONS[:3]]
-    for names, values in (
-        (flags, [options.get(name) for name in OPTIONS[:3]]),
-        (_VARIABLES, [env.get(name) for name in _VARIABLES]),
-    ):
-        if not any(values):
-            continue
-        for name, value in zip(names, values, strict=True):
-            if not value:
-                raise UserError(f"{name}: needed beside {names[values.index(_first(values))]}")
-        return _place(names, values)
+    found: tuple[Any, ...] = (options.coordinator, options.num_processes, options.process_id)
+    if any(value is not None for value in found):
+        return _place([f"--{f.name}" for f in dataclasses.fields(Place)], found)
+    found = tuple(
+        values.parse(name, parser, env[name]) if env.get(name) else None
+        for name, parser in _VARIABLES.items()
+    )
+    if any(value is not None for value in found):
+        return _place(list(_VARIABLES), found)
     return _platform(env)
 
 
-def _first(values: list[str | None]) -> str | None:
-    return next(v for v in values if v)
-
-
-def _place(names: Any, values: list[Any]) -> Place | None:
-    address, count, index = values
-    if not re.fullmatch(r"\S+:\d{1,5}", address) or not 0 < int(address.rpartition(":")[2]) < 65536:
-        raise UserError(f"{names[0]}: must be HOST:PORT, not {address!r}")
-    for name, text in zip(names[1:], (count, index), strict=True):
-        if not text.isdecimal():
-            raise UserError(f"{name}: must be a number, not {text!r}")
-    count, index = int(count), int(index)
-    if index >= count:
-        raise UserError(f"{names[2]}: {index}, but {names[1]} = {count} counts from 0")
-    return Place(address, count, index) if count > 1 else None
+def _place(names: list[str], found: tuple[Any, ...]) -> Place | None:
+    """The place that coordinator, count and number give, with what each is called."""
+    given = [name for name, value in zip(names, found, strict=True) if value is not None]
+    for name in names:
+        if name not in given:
+            raise UserError(f"{name}: needed beside {given[0]}")
+    place = Place(*found)
+    if place.process_id >= place.num_processes:
+        raise UserError(
+            f"{names[2]}: {place.process_id}, but {names[1]} = {place.num_processes} counts from 0"
+        )
+    return place if place.num_processes > 1 else None
 
 
 def _platform(env: Mapping[str, str], devices: Path = Path("/dev")) -> str | None:
@@ -125,25 +157,22 @@ def _has_module(name: str) -> bool:
     return find_spec(name) is not None
 
 
-def start(options: Mapping[str, str], env: Mapping[str, str] | None = None) -> None:
+def start(options: Options, env: Mapping[str, str] | None = None) -> None:
     """Joins the other processes, if there are any; before anything asks JAX for devices.
 
     Args:
-      options: flags by name, see `OPTIONS`.
+      options: the command's.
       env: environment variables; this process's if not given.
 
     Raises:
       UserError: no coordinator, or counts that do not fit together.
     """
     env = os.environ if env is None else env
-    timeout = options.get("initialization_timeout", "300")
-    if not timeout.isdecimal() or int(timeout) < 1:
-        raise UserError(f"--initialization_timeout: must be a number of seconds, not {timeout!r}")
-    place = find_place(options, env)
+    timeout, place = options.initialization_timeout, find_place(options, env)
     if place is None or several():
         return
     if isinstance(place, Place):
-        _reach(place, int(timeout))
+        _reach(place, timeout)
     # Its log would bury our one line under the lost process's symptoms.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import jax
@@ -158,7 +187,7 @@ def start(options: Mapping[str, str], env: Mapping[str, str] | None = None) -> N
         with _losses_told():
             jax.distributed.initialize(
                 **named,
-                initialization_timeout=int(timeout),
+                initialization_timeout=timeout,
                 heartbeat_timeout_seconds=_HEARTBEAT,
                 shutdown_timeout_seconds=_PATIENCE,
             )
@@ -218,7 +247,7 @@ def _losses_told() -> Iterator[None]:
     `initialize` has no argument for it; and some versions cannot hand the status over to Python, so
     that the call ends in `std::terminate`, whose handler is then the place to speak.
     """
-    from jax._src.lib import _jax
+    _jax = importlib.import_module("jaxlib._jax")  # compiled, without types
 
     make = _jax.get_distributed_runtime_client
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.parallel import hardware, rules
+
+T = TypeVar("T")
 
 _UNKNOWN_MEMORY = 16 * 2**30  # of a device that tells nothing
 
@@ -73,8 +75,13 @@ def make_mesh(sizes: Mapping[str, int], devices: list[Any] | None = None) -> Mes
     return Mesh(np.array(devices, dtype=object).reshape(shape), rules.MESH_AXES)
 
 
-def to_mesh(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows of a batch as global arrays, rows split over all token axes."""
+def to_mesh(batch: T, mesh: Mesh) -> T:
+    """This process's rows of a batch as global arrays, rows split over all token axes.
+
+    Args:
+      batch: a tree of arrays whose first axis is rows.
+      mesh: of all processes.
+    """
 
     def put(x: np.ndarray) -> jax.Array:
         shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
@@ -83,4 +90,4 @@ def to_mesh(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
 
     # Where other processes have devices too, JAX takes this transfer for an implicit one.
     with jax.transfer_guard_host_to_device("allow"):
-        return {name: put(x) for name, x in batch.items()}
+        return jax.tree.map(put, batch)

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "expert", "tensor")
 TOKEN_AXES = ("data", "fsdp", "expert")
@@ -43,11 +43,12 @@ WHOLE = ()
 
 Axes = tuple[str | None, ...]  # logical, of each dimension
 MeshAxes = tuple[str, ...]
-_mesh: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+AnyMesh = Mesh | AbstractMesh  # the latter for shapes alone
+_mesh: contextvars.ContextVar[AnyMesh | None] = contextvars.ContextVar("mesh", default=None)
 
 
 @contextlib.contextmanager
-def use_mesh(mesh: Mesh | None) -> Iterator[None]:
+def use_mesh(mesh: AnyMesh | None) -> Iterator[None]:
     """Within this context (while tracing), `constrain` refers to this mesh."""
     token = _mesh.set(mesh)
     try:
@@ -56,13 +57,15 @@ def use_mesh(mesh: Mesh | None) -> Iterator[None]:
         _mesh.reset(token)
 
 
-def active_mesh() -> Mesh | None:
+def active_mesh() -> AnyMesh | None:
     """The mesh of `use_mesh`, if it has more than one device."""
     mesh = _mesh.get()
     return None if mesh is None or mesh.size == 1 else mesh
 
 
-def spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, over: MeshAxes = WHOLE) -> PartitionSpec:
+def spec(
+    axes: Axes, shape: tuple[int, ...], mesh: AnyMesh, over: MeshAxes = WHOLE
+) -> PartitionSpec:
     """The partition of an array with these logical axes.
 
     A mesh axis that does not divide its dimension is left out (the array is replicated over it),
@@ -98,7 +101,7 @@ def spec(axes: Axes, shape: tuple[int, ...], mesh: Mesh, over: MeshAxes = WHOLE)
 
 
 def sharding(
-    axes: Axes, shape: tuple[int, ...], mesh: Mesh, over: MeshAxes = WHOLE
+    axes: Axes, shape: tuple[int, ...], mesh: AnyMesh, over: MeshAxes = WHOLE
 ) -> NamedSharding:
     """`spec` on its mesh."""
     return NamedSharding(mesh, spec(axes, shape, mesh, over))

@@ -23,18 +23,16 @@ def main(config: Config, topology: str = "", out: str = "") -> int:
       1 if the step does not fit into the machine's memory, else 0.
 
     Raises:
-      UserError: the topology, the mesh or the batch do not go together, or a part is not installed.
+      UserError: the topology, the mesh or the batch do not go together, a part is not installed, or
+        `out` cannot be written.
     """
-    import json
-    from pathlib import Path
-
+    from vimoe_jax.base.files import write_json
     from vimoe_jax.plan import report
 
     found = make(config, topology)
     print(report.text(found), flush=True)
     if out:
-        whole = json.dumps(report.to_dict(found), indent=2, ensure_ascii=False)
-        Path(out).write_text(whole + "\n", encoding="utf-8")
+        write_json(out, report.to_dict(found))
     return 0 if found.fits else 1
 
 

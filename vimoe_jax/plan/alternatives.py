@@ -19,7 +19,6 @@ from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.model.vlm import compute_dtype
 from vimoe_jax.parallel import rules
 from vimoe_jax.plan.compiled import abstract_batch, device_bytes
-from vimoe_jax.train.loss import cross_entropy
 from vimoe_jax.train.program import Program
 
 REMAT = ("none", "dots", "dots_no_batch", "dispatch", "full", "offload")
@@ -124,10 +123,7 @@ def saved_bytes(c: Config, blueprint: Blueprint, rows: int) -> int:
 
     def residuals(params: Any, batch: Any) -> Any:
         def loss(params: Any) -> jax.Array:
-            model = blueprint.build(blueprint.cast(params))
-            out = model(batch, key=jax.random.key(0))
-            matrix = model.decoder.output_matrix()
-            tokens = cross_entropy(out.hidden, matrix, batch["targets"], batch["weights"])
+            tokens, out = blueprint.model(params).loss(batch, key=jax.random.key(0))
             return tokens.loss + out.aux_loss
 
         return jax.vjp(loss, params)[1]

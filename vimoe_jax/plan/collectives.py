@@ -1,4 +1,4 @@
-"""What a compiled program sends over which mesh axes: a small reader of HLO text.
+"""What a compiled program sends over which mesh axes.
 
 `collectives(compiled.as_text(), mesh)` lists every collective operation that the program executes,
 with its axes, its bytes and how often it runs in a call.
@@ -10,10 +10,11 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterator
 
 import numpy as np
 from jax.sharding import Mesh
+
+from vimoe_jax.plan.hlo import Instruction, Module
 
 KINDS = (
     "all-gather",
@@ -59,22 +60,22 @@ class Collective:
         return round(self.count * self.bytes * factor.get(self.kind, others))
 
 
-def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
+def collectives(program: str | Module, mesh: Mesh) -> list[Collective]:
     """The collective operations of a program compiled for a mesh, as they come in the text.
 
     An operation on several arrays is listed once for each of them (the pieces that an all-to-all
     exchanges are one array); one among groups of a single device, which sends nothing, is left out.
 
     Args:
-      hlo_text: `jax.jit(f).lower(…).compile().as_text()`.
+      program: `jax.jit(f).lower(…).compile().as_text()`, or the module read from it.
       mesh: whose devices the program was compiled for, all of them.
 
     Raises:
       ValueError: a form of replica groups that is not known.
     """
-    module = _Module(hlo_text)
+    module = Module(program) if isinstance(program, str) else program
     found = []
-    for instruction, count, in_loop in module.executed():
+    for computation, instruction, count, in_loop, _ in module.executed(conditions=True):
         kind = instruction.kind.removesuffix("-start")
         if kind not in KINDS:
             continue
@@ -82,12 +83,26 @@ def collectives(hlo_text: str, mesh: Mesh) -> list[Collective]:
         if group == 1:
             continue
         axes = _axes(pairs, mesh)
-        for array, size in module.arrays(instruction, kind):
-            name = re.search(r'op_name="([^"]*)"', instruction.text)
-            found.append(
-                Collective(kind, axes, size, array, in_loop, count, group, name[1] if name else "")
-            )
+        found += [
+            Collective(kind, axes, size, shape, in_loop, count, group, instruction.op_name)
+            for shape, size in _exchanged(module.computations[computation], instruction, kind)
+        ]
     return found
+
+
+def _exchanged(
+    scope: dict[str, Instruction], instruction: Instruction, kind: str
+) -> list[tuple[tuple[int, ...], int]]:
+    """Shape and `Collective.bytes` of each array of a collective operation."""
+    given = [a for name in instruction.operands if name in scope for a in scope[name].arrays]
+    made = instruction.arrays
+    if len(made) > len(given):  # an asynchronous start: (operands, results, …)
+        made = made[len(given) : 2 * len(given)]
+    if kind == "all-to-all" and len(made) > 1:
+        return [((len(made), *made[0].shape), sum(a.bytes for a in made))]
+    if kind == "ragged-all-to-all":
+        given = given[: len(made)]
+    return [(m.shape, max(g.bytes, m.bytes)) for g, m in zip(given, made, strict=True)]
 
 
 # --- replica groups ------------------------------------------------------------------------------
@@ -181,96 +196,3 @@ def _axes(pairs: np.ndarray, mesh: Mesh) -> tuple[str, ...]:
     first, second = (np.array(np.unravel_index(pairs[:, i], sizes)) for i in (0, 1))
     differ = (first != second).any(1)
     return tuple(axis for axis, d in zip(mesh.axis_names, differ, strict=True) if d)
-
-
-# --- the text ------------------------------------------------------------------------------------
-
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-_CALLED = re.compile(
-    r"\b(body|condition|calls|to_apply|branch_computations|true_computation|false_computation)="
-    r"(\{[^}]*\}|%?[\w.\-]+)"
-)
-_ARRAY = re.compile(r"\b(pred|token|[a-z]+\d+\w*)\[([\d,]*)\]")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    """`%name = type kind(operands), attributes`."""
-
-    name: str
-    type: str
-    kind: str
-    text: str  # from the operands on
-
-
-class _Module:
-    """An HLO module's computations by name."""
-
-    def __init__(self, text: str):
-        self._computations: dict[str, list[_Instruction]] = {}
-        self._types: dict[str, str] = {}
-        self._entry = ""
-        inside: list[_Instruction] | None = None
-        for line in text.splitlines():
-            if found := _COMPUTATION.match(line):
-                inside = self._computations[found[2]] = []
-                if found[1]:
-                    self._entry = found[2]
-            elif line.startswith("}"):
-                inside = None
-            elif inside is not None and (found := _INSTRUCTION.match(line)):
-                instruction = _parse(found[1], found[2])
-                inside.append(instruction)
-                self._types[instruction.name] = instruction.type
-
-    def executed(self) -> Iterator[tuple[_Instruction, int, bool]]:
-        """Every instruction reached from the entry, how often it runs, whether in a loop."""
-        yield from self._executed(self._entry, 1, False)
-
-    def _executed(self, name: str, count: int, in_loop: bool):
-        for instruction in self._computations.get(name, ()):
-            yield instruction, count, in_loop
-            if instruction.kind in ("async-update", "async-done"):
-                continue
-            loop = instruction.kind == "while"
-            trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.text)
-            rounds = count * int(trips[1]) if loop and trips else count
-            for _, called in _CALLED.findall(instruction.text):
-                for computation in re.findall(r"[\w.\-]+", called):
-                    yield from self._executed(computation, rounds, in_loop or loop)
-
-    def arrays(self, instruction: _Instruction, kind: str) -> list[tuple[tuple[int, ...], int]]:
-        """Shape and `Collective.bytes` of each array of a collective operation."""
-        operands = re.findall(r"%([\w.\-]+)", instruction.text.partition(")")[0])
-        given = [a for name in operands for a in _ARRAY.findall(self._types.get(name, ""))]
-        made = _ARRAY.findall(instruction.type)
-        if len(made) > len(given):  # an asynchronous start: (operands, results, …)
-            made = made[len(given) : 2 * len(given)]
-        if kind == "all-to-all" and len(made) > 1:
-            return [((len(made), *_shape(made[0])), sum(_bytes(a) for a in made))]
-        if kind == "ragged-all-to-all":
-            given = given[: len(made)]
-        pairs = zip(given, made, strict=True)
-        return [(_shape(m), max(_bytes(g), _bytes(m))) for g, m in pairs]
-
-
-def _parse(name: str, rest: str) -> _Instruction:
-    """Splits what stands right of the equals sign; a tuple's type may hold parentheses itself."""
-    end = depth = 0
-    while end < len(rest):  # to the first space that is in no parenthesis
-        if rest[end] == " " and depth == 0:
-            break
-        depth += (rest[end] == "(") - (rest[end] == ")")
-        end += 1
-    kind, _, text = rest[end + 1 :].partition("(")
-    return _Instruction(name, rest[:end], kind, text)
-
-
-def _shape(array: tuple[str, str]) -> tuple[int, ...]:
-    return tuple(_ints(array[1]))
-
-
-def _bytes(array: tuple[str, str]) -> int:
-    bits = 8 if array[0] == "pred" else int((re.search(r"\d+", array[0]) or "0")[0])
-    return math.ceil(math.prod(_shape(array)) * bits / 8)

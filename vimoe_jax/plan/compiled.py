@@ -8,15 +8,14 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh
+from jax.sharding import Mesh
 
 from vimoe_jax.config import Config
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel import rules
+from vimoe_jax.parallel.rules import AnyMesh
 from vimoe_jax.train.program import Program
-
-AnyMesh = Mesh | AbstractMesh
 
 
 class OutOfMemory(Exception):
@@ -55,20 +54,21 @@ class Compiled:
         return self.arguments + self.temporaries + self.outputs + self.code
 
 
-def abstract_batch(c: Config, mesh: AnyMesh, rows: int | None = None) -> dict[str, Any]:
+def abstract_batch(c: Config, mesh: AnyMesh, rows: int | None = None) -> Batch:
     """Shape, dtype and sharding of what a step reads, of `rows` rows if not the whole batch."""
-    rows, text, size = rows or c.train.batch_size, c.data.text_length, c.model.image_size
-    whole = {"image": ((rows, size, size, 3), jnp.uint8), "weights": ((rows, text), jnp.float32)}
-    for name in ("tokens", "targets", "segments", "positions"):
-        whole[name] = ((rows, text), jnp.int32)
-    return {
-        name: jax.ShapeDtypeStruct(
-            shape,
-            dtype,
-            sharding=rules.sharding(("batch",) + (None,) * (len(shape) - 1), shape, mesh),
-        )
-        for name, (shape, dtype) in whole.items()
-    }
+    shapes = Batch.shapes(
+        rows=rows or c.train.batch_size,
+        image_size=c.model.image_size,
+        patches=c.model.num_patches,
+        text_length=c.data.text_length,
+        max_pictures=c.data.max_pictures,
+    )
+
+    def abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        where = rules.sharding(("batch",) + (None,) * (len(shape) - 1), shape, mesh)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    return Batch(*(None if entry is None else abstract(*entry) for entry in shapes))
 
 
 def device_bytes(tree: Any) -> int:

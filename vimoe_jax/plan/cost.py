@@ -25,10 +25,10 @@ _FREE = {
 def flops(module: Module) -> float:
     """FLOPs of all matrix products, two a multiplication with addition."""
     total = 0.0
-    for computation, i, count, _ in module.executed():
+    for computation, i, count, _, _ in module.executed():
         if i.kind in ("dot", "convolution"):
             scope = module.computations[computation]
-            left, right = (scope[name].arrays()[0].shape for name in i.operands[:2])
+            left, right = (scope[name].arrays[0].shape for name in i.operands[:2])
             of = dot_flops if i.kind == "dot" else convolution_flops
             total += count * of(i, left, right)
     return total
@@ -39,7 +39,7 @@ def dot_flops(i: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> 
     del right
     axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.text)
     length = math.prod(left[int(a)] for a in axes[1].split(",") if a) if axes else 1
-    return 2.0 * math.prod(i.arrays()[0].shape) * length
+    return 2.0 * math.prod(i.arrays[0].shape) * length
 
 
 def convolution_flops(i: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
@@ -48,10 +48,12 @@ def convolution_flops(i: Instruction, left: tuple[int, ...], right: tuple[int, .
     A batch axis becomes a window as long as the batch, dilated or padded so that each result sees
     its own element only.
     """
-    result = i.arrays()[0].shape
+    result = i.arrays[0].shape
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.text)
+    if labels is None:
+        raise ValueError(f"{i.name}: a convolution without dim_labels")
     lhs, rhs, out = labels.groups()
-    fields = {}
+    fields: dict[str, str] = {}
     if window := re.search(r"window=\{([^}]*)\}", i.text):
         fields = dict(part.split("=") for part in window[1].split())
     total = 2.0 * result[out.index("b")] * result[out.index("f")] * right[rhs.index("i")]
@@ -78,7 +80,7 @@ def memory_bytes(module: Module) -> float:
     as large as the slice, what is written into a larger array as large as what is written.
     """
     total = 0.0
-    for computation, i, count, fused in module.executed():
+    for computation, i, count, _, fused in module.executed():
         if fused or i.kind in _FREE or i.kind.endswith(("-done", "-update")):
             continue
         if i.kind == "custom-call" and '"AllocateBuffer"' in i.text:
@@ -88,10 +90,10 @@ def memory_bytes(module: Module) -> float:
 
 
 def _far(i: Instruction) -> int:
-    return sum(a.bytes for a in i.arrays() if not a.near)
+    return sum(a.bytes for a in i.arrays if not a.near)
 
 
-def _read(module: Module, computation: str, i: Instruction) -> int:
+def _read(module: Module, computation: str, i: Instruction) -> float:
     scope = module.computations[computation]
     if i.kind in ("dynamic-slice", "slice", "gather"):
         return _far(i)
@@ -118,7 +120,7 @@ def _used(inner: dict[str, Instruction], parameter: Instruction) -> float:
             if user.kind == "bitcast":
                 names.append(user.name)
             elif user.kind in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
-                total += sum(a.bytes for a in user.arrays())
+                total += sum(a.bytes for a in user.arrays)
             elif user.kind != "dynamic-update-slice" or user.operands[0] != name:
                 return math.inf
     return total
@@ -130,18 +132,18 @@ def _written(module: Module, computation: str, i: Instruction) -> int:
         return _far(scope[i.operands[1]])
     kind = i.kind.removesuffix("-start")
     if i.kind.endswith("-start") and (kind in KINDS or kind == "copy"):
-        arrays = i.arrays()  # operands, results and handles: as much comes out as went in
+        arrays = i.arrays  # operands, results and handles: as much comes out as went in
         return arrays[0 if kind == "copy" else len(arrays) // 2].bytes * (not arrays[0].near)
     if i.kind != "fusion":
         return _far(i)
     inner, root = module.computations[i.called("calls")], module.root(i.called("calls"))
     parts = [inner[name] for name in root.operands] if root.kind == "tuple" else [root]
     total = 0
-    for array, part in zip(i.arrays(), parts, strict=False):
+    for array, part in zip(i.arrays, parts, strict=False):
         while part.kind == "bitcast":
             part = inner[part.operands[0]]
         if part.kind == "dynamic-update-slice":
-            total += sum(a.bytes for a in inner[part.operands[1]].arrays())
+            total += sum(a.bytes for a in inner[part.operands[1]].arrays)
         else:
             total += 0 if array.near else array.bytes
     return total

@@ -33,9 +33,8 @@ def make(c: Config, name: str, *, others: bool = True) -> Plan:
         needed = float(compiled.total)
     except OutOfMemory as e:
         needed = e.needed
-    text = "" if compiled is None else hlo.portable(compiled.text)
-    module = hlo.Module(text)
-    sent = tuple(collectives(text, mesh)) if text and mesh.size > 1 else ()
+    module = hlo.Module("" if compiled is None else compiled.text)
+    sent = tuple(collectives(module, mesh)) if mesh.size > 1 else ()
     flops, traffic, useful = (
         cost.flops(module),
         cost.memory_bytes(module),
@@ -79,13 +78,14 @@ def _vocabulary(c: Config) -> int:
 def _caveats(c: Config, target: Target) -> Iterator[str]:
     if target.chip is None:
         yield f"no capacities are known of {target.name}: no roofline"
+        return
     if not target.exact:
         yield (
             f"no {target.chip.name} here, and XLA compiles for GPUs only beside one: this is the "
             "program for as many CPU devices; FLOPs and what is sent are the same, memory and its "
             "traffic are without GPU fusions, kernels and cuDNN's attention, so rather too large"
         )
-    elif target.chip is not None and target.chip.platform == "tpu":
+    elif target.chip.platform == "tpu":
         yield "attention is XLA's own; latency and the host's input are not counted"
         parts = (c.model.vision, c.model.connector, c.model.decoder)
         if any(p.moe.num_experts and p.moe.dispatcher == "dropless" for p in parts):

@@ -53,7 +53,7 @@ class Roofline:
             "memory": self.memory,
             "interconnect": self.interconnect,
         }
-        return max(times, key=times.get)
+        return max(times, key=lambda name: times[name])
 
     @property
     def mfu_bound(self) -> float:

@@ -224,7 +224,7 @@ def layers_chart(
     cells = []
     for layer in range(len(names)):
         for block, begin, end in zip(blocks, [start, *ends], ends, strict=False):
-            found = [v[layer] for v in values[block] if v[layer] is not None]
+            found = [value for v in values[block] if (value := v[layer]) is not None]
             if found:
                 cells.append((layer, begin, end, sum(found) / len(found)))
     high = max([least, *(v for *_, v in cells)])

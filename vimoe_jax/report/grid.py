@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import io
-import os
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vimoe_jax.base import files
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.datasets.viscenes.covers import font_file
 from vimoe_jax.report import workdir as report_data
 from vimoe_jax.scores import vqa
 from vimoe_jax.scores.predictions import Prediction
@@ -46,7 +45,9 @@ def save_grid_png(workdir: Path, path: Path) -> None:
             chosen.append((picture, [rows[(k + j) % len(rows)] for j in range(count)]))
     if not chosen:
         raise UserError(f"{workdir}: no picture with a question under eval/{split.name} to draw")
-    _save(_draw(chosen, split.profile), Path(path))
+    png = io.BytesIO()
+    _draw(chosen, split.profile).save(png, format="PNG", optimize=True)
+    files.write_bytes(path, png.getvalue())
 
 
 def _open(path: Path) -> Image.Image | None:
@@ -57,23 +58,9 @@ def _open(path: Path) -> Image.Image | None:
         return None
 
 
-def _save(image: Image.Image, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        image.save(temporary, format="PNG", optimize=True)
-        temporary.replace(path)
-    except OSError as e:
-        raise UserError(f"{path}: cannot write: {e.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which has every Vietnamese letter, from matplotlib's own files."""
-    spec = importlib.util.find_spec("matplotlib")
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    file = Path(spec.origin).parent / "mpl-data/fonts/ttf" / name
+    file = font_file("DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf")
     return ImageFont.truetype(str(file), size, layout_engine=ImageFont.Layout.BASIC)
 
 

@@ -1,36 +1,20 @@
-"""The report of a run: one HTML file that needs nothing else.
-
-python -m vimoe_jax.evaluate.report --workdir=DIR [--grid=FILE]
-"""
+"""The report of a run: one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
-import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vimoe_jax.base import cli
-from vimoe_jax.base.errors import UserError, exit_on_user_error
+from vimoe_jax.base import files
 from vimoe_jax.report import sections, tables
 from vimoe_jax.report import workdir as report_data
 from vimoe_jax.report.goodput import duration
 from vimoe_jax.report.markup import Html, join, number, tag
 from vimoe_jax.report.style import CSS, SCRIPT
 
-_HELP = """\
-usage: python -m vimoe_jax.evaluate.report --workdir=DIR [--grid=FILE]
-
-Writes DIR/report.html from what a run left in DIR.
-
-  --workdir=DIR    a run's folder
-  --grid=FILE      also draw some answered test pictures as a PNG
-"""
 _SECTIONS = (
     ("results", "Results", sections.results),
     ("training", "Training", sections.training),
@@ -54,15 +38,7 @@ def write_report(workdir: Path) -> Path:
     workdir = Path(workdir)
     page = render(report_data.load(workdir), workdir.resolve().name)
     path = workdir / "report.html"
-    temporary = workdir / f".report.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as e:
-        raise UserError(f"{path}: cannot write: {e.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    files.write_text(path, page)
     return path
 
 
@@ -132,29 +108,3 @@ def _text(value: Any) -> str:
     if report_data.finite(value):
         return number(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or "--help" in argv or "-h" in argv:
-        print(_HELP, end="")
-        return 0 if argv else 2
-    options, fields = cli.parse(argv, ("workdir", "grid"))
-    if fields:
-        raise UserError(f"--config.{fields[0][0]}: the report takes no config fields")
-    if "workdir" not in options:
-        raise UserError("--workdir: which run's folder?")
-    workdir = Path(options["workdir"])
-    print(write_report(workdir))
-    if "grid" in options:
-        from vimoe_jax.report.grid import save_grid_png
-
-        save_grid_png(workdir, Path(options["grid"]))
-        print(options["grid"])
-    return 0
-
-
-if __name__ == "__main__":
-    with exit_on_user_error():
-        sys.exit(main())

@@ -230,23 +230,28 @@ def _moe_charts(run: Run) -> Iterator[Html | None]:
         if kind.endswith("_loss"):
             note = "unweighted, mean over layers"
             yield line_chart(moe_meaning(kind).title, per_part(kind), note=note)
-    for kind, title, how in (
+    dropped, busier = "many choices dropped", "one expert far busier"
+    for kind, title, chart in (
         (
             "drop_fraction",
             "Dropped by layer",
-            dict(share=True, note="over steps; strong colour: many choices dropped"),
+            functools.partial(
+                layers_chart, share=True, note=f"over steps; strong colour: {dropped}"
+            ),
         ),
         (
             "load_max_over_mean",
             "Imbalance by layer",
-            dict(low=1.0, least=1.25, note="over steps; strong colour: one expert far busier"),
+            functools.partial(
+                layers_chart, low=1.0, least=1.25, note=f"over steps; strong colour: {busier}"
+            ),
         ),
     ):
         for name, (steps, values) in run.layer_curves.items():
             if name.startswith("train/moe/") and name.endswith(f"/{kind}"):
                 part = name.removeprefix("train/moe/").rpartition("/")[0]
                 names = _layer_names(run, part, len(values[-1]))
-                yield layers_chart(f"{title}, {part}", steps, values, names, **how)
+                yield chart(f"{title}, {part}", steps, values, names)
 
 
 def _layer_names(run: Run, part: str, count: int) -> list[str]:

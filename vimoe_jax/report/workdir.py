@@ -8,7 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.moe.options import MoEOptions, moe_layers
@@ -124,7 +124,7 @@ def _object(path: Path, workdir: Path, problems: list[str]) -> dict[str, Any]:
     return {}
 
 
-def finite(value: Any) -> bool:
+def finite(value: Any) -> TypeGuard[float]:
     """Whether a value is a number that can be drawn.
 
     JSON's integers have no bound and floats end at 1.8e308: beyond 1e300, sums, per cents and
@@ -149,9 +149,10 @@ def _metrics(path: Path, problems: list[str]) -> tuple[dict, dict, dict[str, dic
     for i, line in enumerate(lines):
         try:
             row = json.loads(line)
-            step = row.pop("step")
-            if not finite(step):
+            read = row.pop("step")
+            if not finite(read):
                 raise TypeError
+            step = int(read)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             # A last line without its end is what a killed run leaves; others are worth a word.
             broken += bool(line.strip()) and (i < len(lines) - 1 or line.endswith(b"\n"))

@@ -5,27 +5,32 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
 
+from vimoe_jax.config import Config
 from vimoe_jax.data import pipeline
-from vimoe_jax.data.batch import STEP_KEYS
+from vimoe_jax.data.batch import Batch
+from vimoe_jax.datasets.records import Source
 from vimoe_jax.run.workdir import Run
 
 
-def batch_options(run: Run) -> dict[str, Any]:
-    """How rows are cut, for training and for validation alike."""
-    c = run.config
+def picture_options(c: Config) -> dict[str, Any]:
+    """How pictures are read and placed, in training and in decoding alike."""
     return dict(
         image_size=c.model.image_size,
-        text_length=c.data.text_length,
-        batch_size=c.train.batch_size,
+        patches=c.model.num_patches,
+        max_pictures=c.data.max_pictures,
         resize=c.data.resize,
     )
 
 
-def fixed_batches(run: Run, source: Any, count: int) -> list[dict[str, np.ndarray]]:
+def batch_options(c: Config) -> dict[str, Any]:
+    """How rows are cut, for training and for validation alike."""
+    return dict(**picture_options(c), text_length=c.data.text_length, batch_size=c.train.batch_size)
+
+
+def fixed_batches(run: Run, source: Source, count: int) -> list[Batch]:
     """The first batches of a source in a fixed order, at most one pass."""
-    options = batch_options(run)
+    options = batch_options(run.config)
     count = min(count, -(-len(source) // options["batch_size"]))
     batches = pipeline.train_batches(
         source,
@@ -36,6 +41,6 @@ def fixed_batches(run: Run, source: Any, count: int) -> list[dict[str, np.ndarra
         process_count=jax.process_count(),
     )
     try:
-        return [{k: b[k] for k in STEP_KEYS} for _, b in zip(range(count), batches, strict=False)]
+        return [b.for_step() for _, b in zip(range(count), batches, strict=False)]
     finally:
         batches.close()

@@ -16,7 +16,7 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,9 @@ class Checkpoints:
             for path in self.directory.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def save(self, state: TrainState, data: dict[str, int], val_loss: float | None = None) -> None:
+    def save(
+        self, state: TrainState, data: Mapping[str, float], val_loss: float | None = None
+    ) -> None:
         """Starts writing; returns once the arrays are copied off the device.
 
         Args:

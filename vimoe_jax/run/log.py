@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vimoe_jax.base import files
 from vimoe_jax.parallel import distributed
 
 
@@ -74,11 +74,12 @@ class _Events:
         from tensorboardX.proto import event_pb2
 
         directory.mkdir(exist_ok=True)
-        self._event = event_pb2.Event
+        messages: Any = event_pb2  # protobuf makes its classes while it is imported
+        self._event = messages.Event
         self._writer = EventsWriter(str(directory / "events"))
         if resume_step:
             # TensorBoard drops earlier files' events from this step on.
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            start = messages.SessionLog(status=messages.SessionLog.START)
             self._writer.write_event(self._event(step=resume_step + 1, session_log=start))
 
     def write(self, step: int, curves: Mapping[str, float]) -> None:
@@ -115,7 +116,5 @@ def _keep_until(path: Path, step: int) -> dict[str, Any]:
         except (ValueError, KeyError, TypeError):
             continue
         kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(b"".join(kept))
-    os.replace(temporary, path)
+    files.write_bytes(path, b"".join(kept))
     return dropped

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vimoe_jax.base.files import write_text
+
 NAME = "manifest.json"
 
 _BLOCK = 1 << 22
@@ -35,10 +37,8 @@ def write(folder: Path) -> None:
     )
     with _pool() as pool:
         files = dict(zip(names, pool.map(lambda n: _measure(folder / n), names), strict=True))
-    with open(folder / NAME, "w", encoding="utf-8") as f:
-        json.dump({"files": files, "crc32": _of_json(files)}, f, indent=1)
-        f.flush()
-        os.fsync(f.fileno())
+    whole = json.dumps({"files": files, "crc32": _of_json(files)}, indent=1)
+    write_text(folder / NAME, whole, fsync=True)
 
 
 def check(folder: Path, part: int = 0, parts: int = 1) -> bool:

@@ -13,6 +13,7 @@ from jax.sharding import AbstractMesh, Mesh
 from vimoe_jax.base import schema
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import Config
+from vimoe_jax.config.parts import parts_of
 from vimoe_jax.model.blueprint import Blueprint
 from vimoe_jax.parallel import rules
 from vimoe_jax.parallel.mesh import devices_of_a_host, devices_of_a_process, make_mesh, memory
@@ -92,8 +93,7 @@ def _divisors(n: int) -> list[int]:
 
 def _experts(c: Config) -> dict[str, int]:
     """Experts by part, of the parts that have any."""
-    parts = {part: getattr(c.model, part).moe for part in ("vision", "connector", "decoder")}
-    return {part: moe.experts for part, moe in parts.items() if moe.num_experts}
+    return {n: part.moe.experts for n, part in parts_of(c.model).items() if part.has_experts}
 
 
 def _splits_heads(c: Config, tensor: int) -> bool:

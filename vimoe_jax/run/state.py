@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from vimoe_jax.base import struct
 from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.parallel import rules
+from vimoe_jax.parallel.rules import AnyMesh
 
 WINDOW = 128  # losses that a spike is measured against; judged from half of them on
 
@@ -64,7 +66,7 @@ class TrainState:
         return {**self.params, **self.frozen}
 
 
-def create(params: Params, tx: optax.GradientTransformation, trainable: set[str]) -> TrainState:
+def create(params: Params, tx: optax.GradientTransformation, trainable: Set[str]) -> TrainState:
     """A state at step 0."""
     mine = {n: p for n, p in params.items() if n in trainable}
     rest = {n: p for n, p in params.items() if n not in trainable}
@@ -72,30 +74,28 @@ def create(params: Params, tx: optax.GradientTransformation, trainable: set[str]
 
 
 def shardings(
-    blueprint: Blueprint, tx: optax.GradientTransformation, trainable: set[str], mesh: Mesh
+    blueprint: Blueprint, tx: optax.GradientTransformation, trainable: Set[str], mesh: AnyMesh
 ) -> TrainState:
     """The sharding of every array of a state: moments lie where their parameter lies."""
-    where, axes, sizes = blueprint.shardings(mesh), blueprint.axes(), blueprint.shapes()
+    axes, sizes = blueprint.axes(), blueprint.shapes()
     everywhere = NamedSharding(mesh, PartitionSpec())
-    mine = {n: where[n] for n in where if n in trainable}
+    kept = blueprint.shardings(mesh)
     # What no step changes has no moments to split, and need not be gathered again each time.
     between = blueprint.shardings(mesh, rules.BETWEEN)
-    rest = {n: between[n] for n in where if n not in trainable}
-    shapes = {n: jax.ShapeDtypeStruct(sizes[n], jnp.float32) for n in mine}
 
-    def moment(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
         keys = (k.key for k in path if isinstance(k, jax.tree_util.DictKey))
-        name = next((k for k in keys if k in mine), None)
+        name = next((k for k in keys if k in sizes), None)
         if name is None:
             return everywhere
         if leaf.shape == sizes[name]:
-            return where[name]
+            return kept[name] if name in trainable else between[name]
         of_leaf = _reduced(axes[name], sizes[name], leaf.shape)
         return rules.sharding(of_leaf, leaf.shape, mesh, rules.KEPT)
 
-    opt_state = jax.tree_util.tree_map_with_path(moment, jax.eval_shape(tx.init, shapes))
-    health = jax.tree.map(lambda _: everywhere, jax.eval_shape(Health.create))
-    return TrainState(everywhere, mine, rest, opt_state, health)
+    params = blueprint.abstract(mesh)
+    shapes = jax.eval_shape(lambda params: create(params, tx, trainable), params)
+    return jax.tree_util.tree_map_with_path(place, shapes)
 
 
 def _reduced(axes: rules.Axes, shape: tuple[int, ...], reduced: tuple[int, ...]) -> rules.Axes:

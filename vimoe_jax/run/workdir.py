@@ -22,7 +22,7 @@ from vimoe_jax.data import prompts, sources
 from vimoe_jax.data.mixture import Mixture
 from vimoe_jax.datasets.records import questions
 from vimoe_jax.model.blueprint import Blueprint, vocabulary
-from vimoe_jax.parallel import distributed
+from vimoe_jax.parallel import compilation, distributed
 from vimoe_jax.parallel import mesh as mesh_lib
 from vimoe_jax.run.mesh import for_run
 from vimoe_jax.text import tokenizers as tokenizer_lib
@@ -89,6 +89,7 @@ def reopen(workdir: Path, overrides: list[tuple[str, str]], *, one_device: bool 
 
 
 def _run(c: Config, workdir: Path, tokenizer: Tokenizer, devices: list[Any] | None = None) -> Run:
+    compilation.keep_compiled()
     vocab_size = vocabulary(c.model, tokenizer.vocab_size)
     if vocab_size < tokenizer.vocab_size:
         raise UserError(
@@ -143,7 +144,7 @@ def _tokenizer(c: Config, workdir: Path) -> Tokenizer:
 def _texts(source: Mixture) -> Iterator[str]:
     """All that a tokenizer should know: prompts, each once, and answers."""
     seen = set()
-    for part, records in source.by_part():
+    for part, records in source.by_component():
         for qa in questions(records):
             for text in prompts.all_prompts(qa, part.style):
                 if text not in seen:

@@ -1,1 +1,14 @@
-"""Predictions to scores."""
+"""Predictions to scores: `scores.vqa`, `scores.captions`, `scores.predictions`."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+_MODULES = ("captions", "predictions", "vqa")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module(f"{__name__}.{name}")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.files import replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,19 +46,10 @@ def write(path: Path, predictions: Iterable[Prediction]) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # Half a surrogate pair has no UTF-8: it is written as the escape that JSON has for it.
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as f:
-            for p in predictions:
-                f.write(json.dumps(dataclasses.asdict(p), ensure_ascii=False) + "\n")
-        temporary.replace(path)
-    except OSError as e:
-        raise UserError(f"{path}: cannot write: {e.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    # Half a surrogate pair has no UTF-8: it is written as the escape that JSON has for it.
+    with replacing(path, errors="backslashreplace") as f:
+        for p in predictions:
+            f.write(json.dumps(dataclasses.asdict(p), ensure_ascii=False) + "\n")
 
 
 def read(path: Path) -> list[Prediction]:

@@ -102,7 +102,7 @@ def score(predictions: Sequence[Prediction], profile: Profile = PLAIN) -> dict[s
     """
     rows = scorable(predictions)
     left_out = placeholders(predictions)
-    metrics = {"vqa/placeholders": left_out} if left_out else {}
+    metrics: dict[str, float] = {"vqa/placeholders": left_out} if left_out else {}
     if not rows:
         return metrics
 

@@ -10,22 +10,23 @@ divergence is the mean over answer tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from vimoe_jax.base import struct
 from vimoe_jax.base.errors import UserError
-from vimoe_jax.model import tokens as tokens_lib
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.model.blueprint import Blueprint, Params
-from vimoe_jax.model.stack import in_order
+from vimoe_jax.model.loss import TokenLoss
+from vimoe_jax.model.stack import merge, unstack
+from vimoe_jax.model.tokens import Layout
 from vimoe_jax.model.vlm import VLM, Output
-
-Batch = Mapping[str, jax.Array]
 
 
 @struct.dataclass
@@ -35,21 +36,23 @@ class States:
     Attributes:
       vision: after each layer of the tower.
       decoder: before the first layer of the decoder, then after each.
-      hidden: the text places' final hidden states.
+      hidden: the text tokens' final hidden states.
       matrix: the output head.
+      layout: of the batch's streams.
     """
 
-    vision: list[Float[Array, "B P D"]]
-    decoder: list[Float[Array, "B PS D"]]
-    hidden: Float[Array, "B S D"]
+    vision: list[Float[Array, "BI P D"]]
+    decoder: list[Float[Array, "B S D"]]
+    hidden: Float[Array, "B T D"]
     matrix: Float[Array, "V D"]
+    layout: Layout
 
 
 def forward(model: VLM, batch: Batch, key: jax.Array | None = None) -> tuple[Output, States]:
     """The model's teacher-forced pass, with the states that distillation compares.
 
     Args:
-      model: what `Blueprint.build` gave, for this call only.
+      model: what `Blueprint.model` gave, for this call only.
       batch: as the model takes it.
       key: given in training only.
     """
@@ -59,7 +62,9 @@ def forward(model: VLM, batch: Batch, key: jax.Array | None = None) -> tuple[Out
         getattr(model, part).blocks = _Recorded(stack, lambda x, part=part: kept.update({part: x}))
     out = model(batch, key=key)
     matrix = model.decoder.output_matrix()
-    return out, States(kept["vision"][1:], kept["decoder"], out.hidden, matrix)
+    layout = model.layout(batch.tokens, batch.pictures.shape[1])
+    vision = kept.get("vision", [])[1:]  # not run for text alone
+    return out, States(vision, kept["decoder"], out.hidden, matrix, layout)
 
 
 class _Recorded(nnx.Module):
@@ -73,9 +78,9 @@ class _Recorded(nnx.Module):
             x, cache, report = apply(layer, x, cache, key)
             return x, cache, (report, x)
 
-        last, caches, both = self.stack(recorded, x, caches, key)
-        self.tell([x, *in_order(self.plan, [[pair[1] for pair in unit] for unit in both])])
-        return last, caches, [[pair[0] for pair in unit] for unit in both]
+        last, caches, both = self.stack.run(recorded, x, caches, key)
+        self.tell([x, *unstack(self.plan, [[pair[1] for pair in unit] for unit in both])])
+        return last, caches, merge([[pair[0] for pair in unit] for unit in both])
 
 
 @struct.dataclass
@@ -102,17 +107,17 @@ def distance(ours: States, parents: States, batch: Batch) -> Distance:
     Args:
       ours: the model's states.
       parents: its dense parent's, on the same batch.
-      batch: `segments` tell padding, `weights` answer tokens.
+      batch: `segments` say what is padding, `weights` which are answer tokens.
     """
     parents = jax.lax.stop_gradient(parents)
-    num_patches = ours.vision[0].shape[1]
-    _, valid = tokens_lib.row_segments(batch["segments"], num_patches)
+    layout, valid = ours.layout, batch.segments != 0
     states = jnp.zeros((), jnp.float32)
     for a, b in zip(ours.vision, parents.vision, strict=True):
-        states += _mse(a, b, valid[:, :num_patches])
+        pictures = layout.has_picture(a.shape[1]).reshape(-1, 1)
+        states += _mse(a, b, jnp.broadcast_to(pictures, a.shape[:2]))
     for a, b in zip(ours.decoder, parents.decoder, strict=True):
         states += _mse(a, b, valid)
-    return Distance(states, _divergence(ours, parents, batch["weights"]))
+    return Distance(states, _divergence(ours, parents, layout.text(batch.weights)))
 
 
 def _mse(
@@ -122,7 +127,7 @@ def _mse(
     return jnp.sum(square * valid) / jnp.maximum(valid.sum(), 1)
 
 
-def _divergence(ours: States, parents: States, weights: Float[Array, "B S"]) -> Float[Array, ""]:
+def _divergence(ours: States, parents: States, weights: Float[Array, "B T"]) -> Float[Array, ""]:
     """½ Σ_v (p_v - q_v)(log p_v - log q_v), which is the symmetric KL: mean over answer tokens.
 
     One row's logits exist at a time, in the backward pass too.
@@ -154,26 +159,27 @@ def parent_states(blueprint: Blueprint, params: Params, batch: Batch) -> States:
       batch: on the mesh.
     """
     params = jax.lax.stop_gradient(params)
-    _, states = forward(blueprint.build(blueprint.cast(params)), batch)
+    _, states = forward(blueprint.model(params), batch)
     return states
 
 
-def taught(
+def loss(
     model: VLM, batch: Batch, key: jax.Array, parent: Blueprint | None, params: Params | None
-) -> tuple[Output, Float[Array, ""]]:
-    """The training step's pass: the model's output, and its distance from its parent.
+) -> tuple[TokenLoss, Output, Float[Array, ""]]:
+    """The training step's pass: cross-entropy, the model's output, its distance from its parent.
 
     Args:
-      model: what `Blueprint.build` gave, for this call only.
+      model: what `Blueprint.model` gave, for this call only.
       batch: as the model takes it.
       key: of training.
       parent: None if there is none: the plain pass, at distance 0.
       params: the parent's parameters, on the mesh.
     """
-    if parent is None:
-        return model(batch, key=key), jnp.zeros((), jnp.float32)
+    if parent is None or params is None:
+        return *model.loss(batch, key=key), jnp.zeros((), jnp.float32)
     out, ours = forward(model, batch, key)
-    return out, distance(ours, parent_states(parent, params, batch), batch).total()
+    apart = distance(ours, parent_states(parent, params, batch), batch).total()
+    return model.token_loss(out.hidden, batch), out, apart
 
 
 def load_parent(run: Any) -> tuple[Blueprint, Params] | None:

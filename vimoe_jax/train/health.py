@@ -21,7 +21,9 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.files import replacing
 from vimoe_jax.config.train import Train
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.run.state import WINDOW, Health
 
 
@@ -78,7 +80,7 @@ def keep_if(bad: Bool[Array, ""], old: Any, new: Any) -> Any:
     )
 
 
-def dump(path: Path, batch: dict[str, np.ndarray], ids: list[str], step: int, seed: int) -> None:
+def dump(path: Path, batch: Batch, ids: list[str], step: int, seed: int) -> None:
     """Writes this process's rows of a batch for `numpy.load`: arrays only, nothing pickled.
 
     Args:
@@ -89,8 +91,8 @@ def dump(path: Path, batch: dict[str, np.ndarray], ids: list[str], step: int, se
       seed: of the run; batches and, with the step, random keys follow from it.
     """
     facts = {"step": np.int64(step), "seed": np.int64(seed), "record_id": np.array(ids, np.str_)}
-    with open(path, "wb") as f:
-        np.savez(f, allow_pickle=False, **batch, **facts)
+    with replacing(path, "wb") as f:
+        np.savez(f, allow_pickle=False, **batch._asdict(), **facts)
 
 
 def complain(health: Health, step: int, path: Path, c: Train) -> UserError:

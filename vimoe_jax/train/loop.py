@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import Callable
 
 import jax
-import numpy as np
 
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.base.progress import Progress
 from vimoe_jax.data import pipeline, sources
-from vimoe_jax.data.batch import STEP_KEYS
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.datasets.records import BadRecord
 from vimoe_jax.model.stack import HOST_MEMORY
 from vimoe_jax.parallel import distributed
@@ -48,7 +47,7 @@ class Trainer:
         parent, self._teacher = distill.load_parent(run) or (None, None)
         self._step = program.step(parent)
         self._val_step = jax.jit(make_loss_step(run.blueprint, run.mesh))
-        self._val_batches: list[dict[str, np.ndarray]] | None = None
+        self._val_batches: list[Batch] | None = None
         self._skipped: dict[int, str] = {}
 
     def train(self) -> bool:
@@ -74,7 +73,7 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             writer = stack.enter_context(contextlib.closing(MetricWriter(self.run.workdir, start)))
             batches = stack.enter_context(contextlib.closing(self._open_batches()))
-            meter = Meter(self.run.blueprint.config, self.run.train_source, before)
+            meter = Meter(self.run.train_source, before)
             meter.clock.add("start", since_process_start())
             meter.clock.add("redone", writer.dropped_seconds - sum(before.values()))
             hang = self.run.workdir / f"hang{_process()}.txt"
@@ -94,7 +93,7 @@ class Trainer:
                 batch = next(batches)
             self._note_skipped(batch)
             with meter.clock.spending("compile" if first else "steps"):
-                on_mesh = to_mesh({k: batch[k] for k in STEP_KEYS}, self.run.mesh)
+                on_mesh = to_mesh(batch.for_step(), self.run.mesh)
                 self.state, metrics = self._step(self.state, on_mesh, self._teacher)
                 # One step is queued behind the one that runs, and no more: the host may be late by
                 # a step's time, and its batches do not pile up on the device.
@@ -150,7 +149,7 @@ class Trainer:
         finally:
             batches.close()
         path = self.run.workdir / f"bad_batch_{first}{_process()}.npz"
-        ids = [self._record_id(index) for index in batch["record"].tolist()]
+        ids = [self._record_id(index) for index in batch.record.tolist()]
         health_lib.dump(path, batch, ids, first, self.config.seed)
         raise health_lib.complain(health, step, path, limits)
 
@@ -166,7 +165,7 @@ class Trainer:
         return pipeline.train_batches(
             self.run.train_source,
             self.run.tokenizer,
-            **batch_options(self.run),
+            **batch_options(self.config),
             seed=c.seed,
             **self._begin | ({} if start is None else {"start": start}),
             process_index=jax.process_index(),
@@ -190,9 +189,9 @@ class Trainer:
         sums = jax.device_get(sums)
         return float(sum(s.loss for s in sums) / max(sum(s.weight for s in sums), 1))
 
-    def _note_skipped(self, batch: dict[str, np.ndarray]) -> None:
+    def _note_skipped(self, batch: Batch) -> None:
         """Names bad records as they are met, and gives up beyond the configured number."""
-        for index in batch["record"][batch["skipped"]].tolist():
+        for index in batch.record[batch.skipped].tolist():
             if index in self._skipped:
                 continue
             reason = pipeline.describe(self.run.train_source, index)

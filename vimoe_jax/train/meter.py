@@ -6,11 +6,10 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import jax
-import numpy as np
 
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.data.mixture import Mixture
 
 # Only the first is what a run is for. `compile` is the first step of each start; `start` what comes
@@ -56,28 +55,26 @@ class Clock:
 
 
 class Meter:
-    """Pictures, tokens and a mixture's shares since the last look, and a clock.
+    """Examples, tokens and a mixture's shares since the last look, and a clock.
+
+    Tokens are all places that are not padding, those of pictures too.
 
     Args:
-      model: the configuration's; a picture counts as its patches.
       source: what is drawn from.
       before: seconds by kind of the run so far, as the checkpoint has them.
     """
 
-    def __init__(self, model: Any, source: Mixture, before: Mapping[str, float]):
+    def __init__(self, source: Mixture, before: Mapping[str, float]):
         self.clock = Clock(before)
         self._source, self._drawn = source, Counter()
-        self._patches = (model.image_size // model.patch_size) ** 2
-        self._pictures, self._tokens, self._looked = 0, 0, self.clock.seconds()
+        self._examples, self._tokens, self._looked = 0, 0, self.clock.seconds()
 
-    def count(self, batch: dict[str, np.ndarray]) -> None:
+    def count(self, batch: Batch) -> None:
         """Counts a batch of this process for all of them."""
-        pictures = int((~batch["skipped"]).sum()) * jax.process_count()
-        text = int((batch["segments"] > 0).sum()) * jax.process_count()
-        if len(self._source.parts) > 1:
-            self._drawn.update(self._source.shares(batch["record"].tolist()))
-        self._pictures += pictures
-        self._tokens += text + pictures * self._patches
+        if len(self._source.components) > 1:
+            self._drawn.update(self._source.shares(batch.record.tolist()))
+        self._examples += int((~batch.skipped).sum()) * jax.process_count()
+        self._tokens += int((batch.segments != 0).sum()) * jax.process_count()
 
     def rates(self) -> dict[str, float]:
         """What is logged: rates since the last look, seconds by kind since ever."""
@@ -85,7 +82,7 @@ class Meter:
         past = {kind: spent[kind] - self._looked[kind] for kind in KINDS}
         seconds = max(past["steps"] + past["compile"] + past["data"], 1e-9)
         rates = {
-            "train/examples_per_second": self._pictures / seconds,
+            "train/examples_per_second": self._examples / seconds,
             "train/tokens_per_second": self._tokens / seconds,
             "train/data_wait": past["data"] / seconds,
             "train/goodput": spent["steps"] / max(sum(spent.values()), 1e-9),
@@ -93,7 +90,7 @@ class Meter:
         total = max(self._drawn.total(), 1)
         rates |= {f"train/share/{label}": n / total for label, n in self._drawn.items()}
         rates |= {f"time/{kind}": seconds for kind, seconds in spent.items()}
-        self._looked, self._pictures, self._tokens = spent, 0, 0
+        self._looked, self._examples, self._tokens = spent, 0, 0
         self._drawn.clear()
         return rates
 

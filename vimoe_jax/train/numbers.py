@@ -23,18 +23,17 @@ def of_step(m: StepMetrics) -> dict[str, float | list[float]]:
         "train/learning_rate": float(m.learning_rate),
         "train/skipped_steps": float(m.health.skipped),
     }
-    for part, segments in m.moe.items():
-        numbers |= {f"train/moe/{part}/{n}": v for n, v in _moe_numbers(segments).items()}
+    for part, report in m.moe.items():
+        numbers |= {f"train/moe/{part}/{n}": v for n, v in _moe_numbers(report).items()}
     return numbers
 
 
-def _moe_numbers(segments: list[list[MoEStats | None]]) -> dict[str, float | list[float]]:
+def _moe_numbers(layers: MoEStats) -> dict[str, float | list[float]]:
     """What a part's MoE layers report.
 
     Fractions and entropy are over the choices (or tokens) of all its layers together; the maximal
     load and the losses are means over layers. `…_by_layer` lists one value a layer, first to last.
     """
-    layers = _in_order(segments)
     total = jax.tree.map(lambda a: a.sum(0), layers)
     drops, loads = total.drop_fraction_by_kind(), layers.max_load()
     numbers: dict[str, float | list[float]] = {"drop_fraction": float(total.drop_fraction())}
@@ -52,17 +51,6 @@ def _moe_numbers(segments: list[list[MoEStats | None]]) -> dict[str, float | lis
         for name, values in by_layer.items():
             numbers[f"{name}_by_layer"] = [round(v, 4) for v in np.asarray(values).tolist()]
     return numbers
-
-
-def _in_order(segments: list[list[MoEStats | None]]) -> MoEStats:
-    """Reports nested as a `Stack` nests them, as one with a leading axis over all its layers."""
-    units = [[r for r in segment if r is not None] for segment in segments]
-
-    def merge(*unit: np.ndarray) -> np.ndarray:
-        return np.stack(unit, 1).reshape(-1, *unit[0].shape[1:])
-
-    merged = [jax.tree.map(merge, *unit) for unit in units if unit]
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *merged)
 
 
 def line(numbers: dict[str, Any]) -> str:

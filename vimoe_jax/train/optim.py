@@ -10,18 +10,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, BFloat16, Float
 
+from vimoe_jax.config.parts import part_name
 from vimoe_jax.config.train import Optim
 from vimoe_jax.parallel.parameters import _COPIES, decays, is_bias
 from vimoe_jax.parallel.rules import Axes
 
 Tensors = dict[str, jax.Array]
-
-
-def rate(c: Optim, name: str) -> float:
-    """The learning rate of a parameter over the peak, by the part it belongs to; 0 is frozen."""
-    return {"vision": c.vision_rate, "connector": c.connector_rate, "decoder": c.decoder_rate}[
-        name.split(".")[0]
-    ]
 
 
 def schedule(c: Optim, steps: int) -> optax.Schedule:
@@ -41,7 +35,7 @@ def make(c: Optim, steps: int, axes: dict[str, Axes]) -> optax.GradientTransform
 
     Clipping comes first and sees all trainable parameters together.
     """
-    rates = {name: rate(c, name) for name in axes}
+    rates = {name: c.rate(part_name(name)) for name in axes}
     mask = {name: decays(a) and not is_bias(name) for name, a in axes.items()}
     chain = [optax.clip_by_global_norm(c.clip_norm)] if c.clip_norm else []
     chain += [

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 import optax
-from jax.sharding import AbstractMesh, Mesh
 
 from vimoe_jax.config import Config
+from vimoe_jax.config.parts import part_name
 from vimoe_jax.model.blueprint import Blueprint
+from vimoe_jax.parallel.rules import AnyMesh
 from vimoe_jax.run import state as state_lib
 from vimoe_jax.run.state import TrainState
 from vimoe_jax.train import optim
@@ -33,7 +34,7 @@ class Program:
 
     config: Config
     blueprint: Blueprint
-    mesh: Mesh | AbstractMesh
+    mesh: AnyMesh
     trainable: frozenset[str]
     tx: optax.GradientTransformation
 
@@ -42,12 +43,12 @@ class Program:
         cls,
         c: Config,
         blueprint: Blueprint,
-        mesh: Mesh | AbstractMesh,
+        mesh: AnyMesh,
         tx: optax.GradientTransformation | None = None,
     ) -> Program:
         """The configured optimizer, or another, over the parts whose rate is not 0."""
         axes = blueprint.axes()
-        trainable = {n for n in axes if optim.rate(c.optim, n) > 0} - blueprint.buffers()
+        trainable = {n for n in axes if c.optim.rate(part_name(n)) > 0} - blueprint.buffers()
         tx = tx or optim.make(c.optim, c.train.steps, {n: axes[n] for n in sorted(trainable)})
         return cls(c, blueprint, mesh, frozenset(trainable), tx)
 

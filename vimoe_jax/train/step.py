@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,20 +10,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from vimoe_jax.base import struct
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import Config
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.model.blueprint import Blueprint, Params
+from vimoe_jax.model.loss import TokenLoss
+from vimoe_jax.model.vlm import Reports
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel.rules import use_mesh
 from vimoe_jax.run.state import Health, TrainState
 from vimoe_jax.train import distill, health, optim
-from vimoe_jax.train.loss import TokenLoss, cross_entropy
-
-Batch = dict[str, jax.Array]
 
 
 @struct.dataclass
@@ -44,7 +45,7 @@ class StepMetrics:
     aux_loss: Float[Array, ""]
     grad_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
-    moe: Any
+    moe: Reports
     health: Health
 
 
@@ -73,10 +74,8 @@ def make_train_step(
     accumulate = c.train.accumulate
 
     def loss_fn(params: Params, frozen: Params, batch: Batch, scale, key, teacher):
-        model = blueprint.build(blueprint.cast({**params, **frozen}))
-        out, distance = distill.taught(model, batch, key, parent, teacher)
-        matrix = model.decoder.output_matrix()
-        tokens = cross_entropy(out.hidden, matrix, batch["targets"], batch["weights"])
+        model = blueprint.model({**params, **frozen})
+        tokens, out, distance = distill.loss(model, batch, key, parent, teacher)
         aux_loss = (out.aux_loss + c.train.distill.weight * distance) / accumulate
         loss = tokens.loss * scale + aux_loss
         return loss, (tokens, aux_loss, _mean_losses(out.moe, accumulate))
@@ -86,7 +85,7 @@ def make_train_step(
     ) -> tuple[TrainState, StepMetrics]:
         with use_mesh(mesh):
             key = jax.random.fold_in(jax.random.key(c.seed), state.step)
-            scale = 1 / jnp.maximum(batch["weights"].sum(), 1)
+            scale = 1 / jnp.maximum(batch.weights.sum(), 1)
             of_loss = jax.grad(functools.partial(loss_fn, teacher=teacher), has_aux=True)
 
             def gradient(batch: Batch, key: jax.Array) -> Any:
@@ -96,7 +95,7 @@ def make_train_step(
             with jax.named_scope("optimizer"):
                 updates, opt_state = tx.update(grads, state.opt_state, state.params)
                 params = optax.apply_updates(state.params, updates)
-                trained = {part: r for part, r in moe.items() if optim.rate(c.optim, part) > 0}
+                trained = {part: r for part, r in moe.items() if c.optim.rate(part) > 0}
                 frozen = {**state.frozen, **blueprint.rebalanced(state.frozen, trained)}
             grad_norm = optax.global_norm(grads)
             loss = tokens.loss * scale + aux_loss
@@ -104,11 +103,12 @@ def make_train_step(
             new = health.keep_if(
                 bad,
                 state,
-                state.replace(params=params, frozen=frozen, opt_state=opt_state),
-            ).replace(step=state.step + 1, health=healthy)
+                dataclasses.replace(state, params=params, frozen=frozen, opt_state=opt_state),
+            )
+            new = dataclasses.replace(new, step=state.step + 1, health=healthy)
         metrics = StepMetrics(
             tokens=tokens,
-            text_tokens=(batch["segments"] > 0).sum().astype(jnp.float32),
+            text_tokens=batch.text().sum().astype(jnp.float32),
             aux_loss=aux_loss,
             grad_norm=grad_norm,
             learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
@@ -125,10 +125,7 @@ def make_loss_step(blueprint: Blueprint, mesh: Mesh) -> Callable[[Params, Batch]
 
     def step(params: Params, batch: Batch) -> TokenLoss:
         with use_mesh(mesh):
-            model = blueprint.build(blueprint.cast(params))
-            hidden = model(batch).hidden
-            matrix = model.decoder.output_matrix()
-            return cross_entropy(hidden, matrix, batch["targets"], batch["weights"])
+            return blueprint.model(params).loss(batch)[0]
 
     return step
 
@@ -151,13 +148,15 @@ def _accumulated(
 
 def _microbatches(batch: Batch, count: int) -> Batch:
     """(B, …) -> (count, B/count, …), rows dealt out in turn: each device keeps its own rows."""
-    return {name: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
+    return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch)
 
 
-def _mean_losses(moe: Any, accumulate: int) -> Any:
+def _mean_losses(reports: Reports, accumulate: int) -> Reports:
     """Divides reported losses, so that microbatches sum to their mean; counts add up as is."""
 
     def divide(report: MoEStats) -> MoEStats:
-        return report.replace(losses={n: v / accumulate for n, v in report.losses.items()})
+        return dataclasses.replace(
+            report, losses={n: v / accumulate for n, v in report.losses.items()}
+        )
 
-    return jax.tree.map(divide, moe, is_leaf=lambda r: isinstance(r, MoEStats))
+    return {part: divide(report) for part, report in reports.items()}

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vimoe_jax.config.parts import PARTS
 from vimoe_jax.model.blueprint import Params
 from vimoe_jax.run.state import TrainState
 from vimoe_jax.train.program import Program
 from vimoe_jax.upcycle import importance, methods, moments, weights
 from vimoe_jax.upcycle.methods import Upcycling
-from vimoe_jax.upcycle.migration import PARTS, Migration
+from vimoe_jax.upcycle.migration import Migration
 
 
 def plan(

@@ -12,7 +12,7 @@ cross-entropy of its answers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -20,17 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.parallel.mesh import to_mesh
 from vimoe_jax.parallel.rules import use_mesh
-from vimoe_jax.train.loss import cross_entropy
 
 
 def scores(
     blueprint: Blueprint,
     params: Params,
     mlps: Iterable[str],
-    batches: Iterable[Mapping[str, np.ndarray]],
+    batches: Iterable[Batch],
     mesh: Mesh,
     samples: int,
 ) -> dict[str, np.ndarray]:
@@ -52,9 +52,7 @@ def scores(
     mlps = sorted(set(mlps))
 
     def loss(trained: Params, rest: Params, row: Any) -> jax.Array:
-        model = blueprint.build(blueprint.cast({**rest, **trained}))
-        matrix = model.decoder.output_matrix()
-        tokens = cross_entropy(model(row).hidden, matrix, row["targets"], row["weights"])
+        tokens, _ = blueprint.model({**rest, **trained}).loss(row)
         return tokens.loss / jnp.maximum(tokens.weight, 1)
 
     @jax.jit
@@ -74,8 +72,8 @@ def scores(
     for batch in batches:
         if left <= 0:
             break
-        rows = {n: x[:left] for n, x in batch.items()}
-        left -= len(rows["tokens"]) * jax.process_count()
+        rows = batch.rows(0, left)
+        left -= len(rows.tokens) * jax.process_count()
         total = add(total, params, to_mesh(rows, mesh))
     return jax.device_get(total)
 

@@ -94,6 +94,8 @@ def layout(
     """
     check(how, options, width, "config.model.….moe")
     if how.method == "importance":
+        if scores is None:
+            raise ValueError("units are ranked by their scores, and none are given")
         return _ranked(how, options, width, np.argsort(-scores, kind="stable"))
     plain = _sharded(options, width)
     if how.method != "drop":

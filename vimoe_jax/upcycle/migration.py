@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 from vimoe_jax import config as config_lib
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.config.parts import PartName, part_name, parts_of
 from vimoe_jax.model.blueprint import Blueprint
-from vimoe_jax.model.stack import plan
-from vimoe_jax.moe.options import MoEOptions, moe_layers
-
-PARTS = ("vision", "connector", "decoder")
+from vimoe_jax.model.stack import layer_places
+from vimoe_jax.moe.options import MoEOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Origin:
         is given, whose own leaves follow; place None: the array itself.
     """
 
-    part: str
+    part: PartName
     layers: tuple[int, ...]
     leaf: str
     sources: tuple[tuple[str, int | None], ...]
@@ -41,61 +39,42 @@ class Migration:
     old: Blueprint
     new: Blueprint
 
-    def options(self, part: str) -> MoEOptions:
+    def options(self, part: PartName) -> MoEOptions:
         """The new model's MoE options of a part."""
-        return getattr(self.new.config, part).moe
+        return self.new.parts[part].moe
 
-    def upcycled(self, part: str) -> tuple[int, ...]:
+    def upcycled(self, part: PartName) -> tuple[int, ...]:
         """The layers of a part that are dense in the old model and MoE in the new one."""
-        pairs = zip(kinds(self.old.config, part), kinds(self.new.config, part), strict=True)
+        old, new = self.old.parts[part].moe_layers(), self.new.parts[part].moe_layers()
+        pairs = zip(old, new, strict=True)
         return tuple(i for i, (before, after) in enumerate(pairs) if after and not before)
 
-    def mlp(self, part: str, layer: int) -> tuple[str, int | None]:
+    def mlp(self, part: PartName, layer: int) -> tuple[str, int | None]:
         """The dense MLP of a layer in the old model: dotted path, place along the first axis."""
-        if part == "connector":
-            return part, None
-        module, place = _places(self.old.config, part)[layer]
-        return f"{module}.mlp", place
+        module, place = layer_places(self.old.parts[part])[layer]
+        return (module if part == "connector" else f"{module}.mlp"), place
 
-    def dense_width(self, part: str) -> int:
+    def dense_width(self, part: PartName) -> int:
         """F of the dense MLPs of a part."""
-        c = self.new.config
-        return c.decoder.width if part == "connector" else getattr(c, part).mlp_dim
+        return self.new.parts[part].mlp_dim
 
     def origin(self, name: str) -> Origin:
         """Where a parameter of the new model comes from."""
-        part, _, rest = name.partition(".")
+        part, rest = part_name(name), name.partition(".")[2]
         if part == "connector" and self.upcycled(part):
             return Origin(part, (0,), rest, (self.mlp(part, 0),))
         if part == "connector" or not rest.startswith("blocks."):
             return Origin(part, (), "", ((name, None),))
         module = ".".join(name.split(".")[:5])  # PART.blocks.segments.I.J
         rest = name[len(module) + 1 :]
-        places = _places(self.new.config, part)
+        places = layer_places(self.new.parts[part])
         layers = tuple(i for i, (where, _) in enumerate(places) if where == module)
         if rest.startswith("mlp.") and layers[0] in self.upcycled(part):
             sources = tuple(self.mlp(part, i) for i in layers)
             return Origin(part, layers, rest.removeprefix("mlp."), sources)
-        before = _places(self.old.config, part)
+        before = layer_places(self.old.parts[part])
         sources = tuple((f"{before[i][0]}.{rest}", before[i][1]) for i in layers)
         return Origin(part, layers, "", sources)
-
-
-def kinds(c: config_lib.Model, part: str) -> tuple[bool, ...]:
-    """For each layer of a part, whether it is MoE."""
-    if part == "connector":
-        return (c.connector.moe.num_experts > 0,)
-    return moe_layers(getattr(c, part).moe, getattr(c, part).depth)
-
-
-@functools.lru_cache(maxsize=64)
-def _places(c: config_lib.Model, part: str) -> tuple[tuple[str, int], ...]:
-    """(module, place along its arrays' first axis) of each layer, first to last."""
-    found = []
-    for i, (unit, repeats) in enumerate(plan(kinds(c, part))):
-        for repeat in range(repeats):
-            found += [(f"{part}.blocks.segments.{i}.{j}", repeat) for j in range(len(unit))]
-    return tuple(found)
 
 
 # What says how a model is computed, not what its parameters are.
@@ -117,8 +96,8 @@ def check(old: config_lib.Model, new: config_lib.Model, source: Any) -> None:
         if value != (before := _sizes(old)[name]):
             raise UserError(f"config.model.{name}: {value!r}, but {source} has {before!r}")
     gained = False
-    for part in PARTS:
-        before, after = kinds(old, part), kinds(new, part)
+    for part, mine in parts_of(new).items():
+        before, after = parts_of(old)[part].moe_layers(), mine.moe_layers()
         field = f"config.model.{part}.moe"
         lost = [
             i for i, pair in enumerate(zip(before, after, strict=True)) if pair == (True, False)

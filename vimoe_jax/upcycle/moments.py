@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import optax
@@ -51,7 +51,8 @@ def carry(old: Any, new: Any, move: Callable[[Params, Params], Params]) -> Any:
 
     def fill(state: Any) -> Any:
         if isinstance(state, _ADAM):
-            return _ADAM(adam.count, move(adam.mu, state.mu), move(adam.nu, state.nu))
+            mu, nu = cast(tuple[Params, Params], (state.mu, state.nu))
+            return _ADAM(adam.count, move(adam.mu, mu), move(adam.nu, nu))
         return _COUNTING(adam.count) if count is None else count
 
     return jax.tree.map(fill, new, is_leaf=_known)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from vimoe_jax.base.errors import UserError
-from vimoe_jax.base.files import write_json
+from vimoe_jax.base.files import new_folder, write_json
 from vimoe_jax.config import Config
+from vimoe_jax.config.parts import PARTS, parts_of
 from vimoe_jax.data import pipeline
+from vimoe_jax.model.tokens import Layout
 from vimoe_jax.parallel.mesh import to_mesh
 from vimoe_jax.run.batches import fixed_batches
 from vimoe_jax.run.checkpoint import Checkpoints
@@ -23,7 +24,7 @@ from vimoe_jax.run.workdir import Run, reopen, start_run
 from vimoe_jax.train.program import Program
 from vimoe_jax.upcycle import convert, drift, methods, moments, weights
 from vimoe_jax.upcycle.methods import Upcycling
-from vimoe_jax.upcycle.migration import PARTS, Migration, check
+from vimoe_jax.upcycle.migration import Migration, check
 
 # Fields of the configuration on which the order of batches depends.
 _ORDER = ("dataset", "source", "variant", "train_split", "style", "max_questions", "vary_prompts")
@@ -51,11 +52,9 @@ def upcycle(
     old = reopen(source, [], one_device=True)
     step = _step(source, old.config, step)
     check(old.config.model, c.model, source)
-    for part in PARTS:
-        options = getattr(c.model, part).moe
-        if options.num_experts:
-            width = c.model.decoder.width if part == "connector" else getattr(c.model, part).mlp_dim
-            methods.check(how, options, width, f"config.model.{part}.moe")
+    for part in parts_of(c.model).values():
+        if part.has_experts:
+            methods.check(how, part.moe, part.mlp_dim, f"config.model.{part.name}.moe")
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"--workdir: {workdir} is there already and not empty")
     if not fresh and c.train.steps <= step:
@@ -63,20 +62,12 @@ def upcycle(
             f"config.train.steps: {c.train.steps}, but {source} is at step {step}, from which "
             "training goes on (--fresh_optimizer starts at 0)"
         )
-    staging = workdir.absolute().with_name(f".{workdir.absolute().name}.upcycling")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
-        old.tokenizer.save(staging)
-        new = start_run(c, staging)
+    with new_folder(workdir) as folder:
+        old.tokenizer.save(folder)
+        new = start_run(c, folder)
         migration = Migration(old.blueprint, new.blueprint)
         report = _convert(old, new, migration, how, step, fresh)
-        write_json(staging / "upcycle.json", report)
-        if workdir.exists():
-            workdir.rmdir()
-        staging.rename(workdir)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        write_json(folder / "upcycle.json", report)
     return report
 
 
@@ -97,7 +88,9 @@ def _convert(
         moments.check(program.abstract().opt_state, "config.optim")
     state, data = _restore(old, shapes, step)
     params = state.all_params()
-    state = state.replace(params={}, frozen={})  # arrays are let go as they are used up
+    state = dataclasses.replace(
+        state, params={}, frozen={}
+    )  # arrays are let go as they are used up
 
     count = max(1, -(-how.samples // new.config.train.batch_size))
     batches = fixed_batches(new, new.train_source, count if how.method == "importance" else 1)
@@ -121,7 +114,9 @@ def _convert(
 def _report(old, new, migration, how, step, params, before, batch) -> dict[str, Any]:
     """How far logits moved, with evaluation's and with training's routing, and why."""
     matrix = params.get("decoder.head", params["decoder.embedding"])
-    weight = (batch["segments"] > 0).astype(jnp.float32)
+    patches = new.config.model.num_patches
+    layout = Layout.create(batch.tokens, batch.pictures.shape[1] * patches)
+    weight = layout.text(batch.text().astype(jnp.float32))
     moved = {}
     for train in (False, True):
         key = jax.random.key(new.config.seed) if train else None
@@ -170,9 +165,12 @@ def _step(source: Path, c: Config, step: int | None) -> int:
 def _restore(run: Run, shapes: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
     checkpoints = Checkpoints(run.workdir / "checkpoints", run.config.checkpoint, read_only=True)
     try:
-        return checkpoints.restore(shapes, step)
+        found = checkpoints.restore(shapes, step)
     finally:
         checkpoints.close()
+    if found is None:
+        raise UserError(f"--step: {checkpoints.directory} has no checkpoint {step} any more")
+    return found
 
 
 def _position(old: Config, new: Config, data: dict[str, Any]) -> dict[str, int]:

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from vimoe_jax.model.blueprint import Params
+from vimoe_jax.parallel import rules
 from vimoe_jax.upcycle.methods import Layout, Units, Upcycling, hash_table
 from vimoe_jax.upcycle.migration import Migration, Origin
 
@@ -66,7 +67,7 @@ def upcycle(
 
 
 def upcycle_moments(
-    migration: Migration, moments: Params, layouts: Layouts, mesh: Mesh, like: Params
+    migration: Migration, moments: Params, layouts: Layouts, mesh: rules.AnyMesh, like: Params
 ) -> Params:
     """A moment of Adam for the new model's trainable parameters.
 
@@ -95,7 +96,7 @@ def upcycle_moments(
     return {n: m.astype(like[n].dtype) for n, m in new.items()}
 
 
-def _each(migration: Migration, old: Params, mesh: Mesh, make, names: set[str]) -> Params:
+def _each(migration: Migration, old: Params, mesh: rules.AnyMesh, make, names: set[str]) -> Params:
     """Every new parameter in turn; what `make` is not needed for is taken over as it is."""
     where = migration.new.shardings(mesh)
     needs = {}

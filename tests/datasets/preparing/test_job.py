@@ -110,7 +110,7 @@ def test_changed_files_are_prepared_anew(choice, source, capsys):
     job.prepare(choice)
     assert "checking pictures: 1/1" in capsys.readouterr().err
     picture = next((source / "images").glob("*000011.jpg")).read_bytes()
-    assert prepared.open_split(choice.data_dir, "vivqa", "train")[0].image == picture
+    assert prepared.open_split(choice.data_dir, "vivqa", "train")[0].pictures[0] == picture
     folders.picture(source / "images" / f"COCO_train2014_{99:012}.jpg", 99)
     folders.table(source / "train.csv", folders.TRAIN)
     job.prepare(choice)
@@ -229,13 +229,13 @@ _HERE = "vimoe_jax.datasets"
 @pytest.mark.parametrize(
     "module, name, count, older",
     [
-        (f"{_HERE}.pictures", "check", 4, False),
-        (f"{_HERE}.builder", "Published._write_questions", 1, False),
-        (f"{_HERE}.builder", "_Unchanged.read", 5, False),
-        (f"{_HERE}.builder", "_Unchanged.read", 5, True),
+        (f"{_HERE}.preparing.pictures", "check", 4, False),
+        (f"{_HERE}.preparing.builder", "Published._write_questions", 1, False),
+        (f"{_HERE}.preparing.builder", "_Unchanged.read", 5, False),
+        (f"{_HERE}.preparing.builder", "_Unchanged.read", 5, True),
         (f"{_HERE}.prepared", "_publish", 0, False),
         ("os", "rename", 2, True),  # between the old dataset's going and the new one's coming
-        (f"{_HERE}.preparing", "_facts", 0, True),
+        (f"{_HERE}.preparing.job", "_facts", 0, True),
         ("os", "replace", 1, False),
     ],
 )
@@ -305,4 +305,4 @@ def test_real_photographs_of_vivqa(real_data, tmp_path, capsys):
     assert "left out, missing image: 119" in capsys.readouterr().out
     record = prepared.open_split(choice.data_dir, "vivqa", "train")[0]
     files = [p.read_bytes() for p in (real_data / "images" / "coco").glob("*.jpg")]
-    assert record.image in files
+    assert record.pictures[0] in files

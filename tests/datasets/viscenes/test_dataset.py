@@ -56,7 +56,7 @@ def test_records_are_those_drawn_in_order(prepared):
     for i in range(len(source)):
         want = builder.example(0, "test", i)
         assert source[i].id == want["id"]
-        assert source[i].image == want["image"].getvalue()
+        assert source[i].pictures[0] == want["image"].getvalue()
         assert [(q.question, "\n".join(q.answers)) for q in source[i].qa] == [
             (row["question"], row["answers"]) for row in want["qa"]
         ]

@@ -66,6 +66,7 @@ class Published(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
     dataset: ClassVar[Dataset]
+    builder_config: PublishedConfig  # `BUILDER_CONFIGS` has one at least
     sifted: Sifted | None = None
     on_example: Callable[[], None] | None = None
 
@@ -112,7 +113,8 @@ class Published(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             disable_shuffling=True,
         )
 
-    _download_and_prepare = tfds.core.ShardBasedBuilder._download_and_prepare
+    # It asks of its class what `_shard_iterators_per_split` and `_example_writer` are, no more.
+    _download_and_prepare: Any = tfds.core.ShardBasedBuilder._download_and_prepare
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
         return {name: self._generate_examples(r) for name, r in self._kept(dl_manager).items()}
@@ -142,11 +144,12 @@ class Published(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         kept = {name: split.records for name, split in sifted.splits.items() if split.records}
         if not kept:
             raise UserError(f"{self.dataset.title}: nothing is left of the annotations")
-        self.info.metadata["fingerprint"] = fingerprint(self.name, config.name, sifted)
+        metadata: Any = self.info.metadata  # `_info` gives one
+        metadata["fingerprint"] = fingerprint(self.name, config.name, sifted)
         return kept
 
     def _example_writer(self) -> OrderedWriter:
-        return OrderedWriter(self.info.file_format)
+        return OrderedWriter.of(self.info)
 
     def _write_questions(self, split: str, records: list[Kept]) -> None:
         """All questions once more, to be read without the pictures between them."""
@@ -203,6 +206,8 @@ class _Unchanged:
     """
 
     def __init__(self, record: Kept):
+        if record.path is None:
+            raise ValueError(f"{record.id}: a record without a picture")
         self._path, self._digest = record.path, record.digest
 
     def read(self) -> bytes:

@@ -8,14 +8,13 @@ the same there is nothing to write, whatever was killed, changed or asked for in
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vimoe_jax import datasets
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.files import json_text, write_bytes
 from vimoe_jax.base.progress import Ticker
 from vimoe_jax.datasets import prepared
 from vimoe_jax.datasets.preparing import builder, report, sifting
@@ -78,7 +77,7 @@ def prepare(
         raise UserError(f"{choice.source}: nothing to keep: {_why_nothing(sifted)}")
     written = _write(choice, sifted)
     facts = _facts(choice, files, sifted, lengths)
-    outputs = {"report.json": json.dumps(facts, indent=2, ensure_ascii=False) + "\n"}
+    outputs = {"report.json": json_text(facts)}
     if choice.annotations_only:
         train = sifted.splits.get(sifting.TRAIN, sifting.Split())
         outputs["texts.txt"] = "".join(f"{text}\n" for text in report.texts(train.records))
@@ -160,14 +159,8 @@ def _why_nothing(sifted: sifting.Sifted) -> str:
 
 def _replace(path: Path, text: str) -> bool:
     """Writes a file whole or not at all, if it does not hold the text already."""
-    data = text.encode("utf-8")
-    new = path.with_name(f"new_{path.name}")
-    try:
-        if path.is_file() and path.read_bytes() == data:
-            new.unlink(missing_ok=True)
-            return False
-        new.write_bytes(data)
-        os.replace(new, path)
-    except OSError as e:
-        raise UserError(f"{e.filename or path}: {e.strerror}") from None
+    data = text.encode("utf-8", "backslashreplace")  # half a surrogate pair, as JSON escapes it
+    if path.is_file() and path.read_bytes() == data:
+        return False
+    write_bytes(path, data)
     return True

@@ -201,6 +201,8 @@ def _readable(
 ) -> Iterator[_Candidate]:
     """Those whose picture can be decoded."""
     for c in candidates:
+        if c.path is None:
+            raise ValueError(f"{c.asked.where}: nobody has looked for its picture")
         verdict = verdicts[c.path]
         if verdict.error:
             text = f"{c.path.name}: {verdict.error}"

@@ -1,7 +1,5 @@
 """Fields of one published annotation, checked; and annotations, one after another."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping

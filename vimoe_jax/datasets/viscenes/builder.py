@@ -56,6 +56,7 @@ class ViScenes(tfds.core.GeneratorBasedBuilder):
     """
 
     name = "viscenes"
+    builder_config: ViScenesConfig  # one of `CONFIGS`
     VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
         "1.1.0": "Clearer drawings, more questions a picture, relations that cannot be mistaken.",
@@ -87,7 +88,7 @@ class ViScenes(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _example_writer(self) -> OrderedWriter:
-        return OrderedWriter(self.info.file_format)
+        return OrderedWriter.of(self.info)
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
         for index in range(getattr(self.builder_config, split)):

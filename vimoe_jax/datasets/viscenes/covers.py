@@ -44,7 +44,8 @@ def font_file(name: str) -> Path:
       UserError: Matplotlib is not installed, or came without it.
     """
     spec = importlib.util.find_spec("matplotlib")
-    path = Path(spec.origin).parent / "mpl-data/fonts/ttf" / name if spec else None
+    origin = spec.origin if spec else None
+    path = Path(origin).parent / "mpl-data/fonts/ttf" / name if origin else None
     if path is None or not path.is_file():
         raise UserError(f"matplotlib: needed for its font {name}; pip install matplotlib")
     return path
@@ -122,8 +123,8 @@ def _box(
     radius: float = 0,
 ) -> None:
     """A rectangle in pixels of the finished picture."""
-    xy, width = [v * draw.SCALE for v in xy], round(width * draw.SCALE)
-    d.rounded_rectangle(xy, radius * draw.SCALE, fill=fill, outline=outline, width=width)
+    corners, width = [v * draw.SCALE for v in xy], round(width * draw.SCALE)
+    d.rounded_rectangle(corners, radius * draw.SCALE, fill=fill, outline=outline, width=width)
 
 
 def lines(title: str) -> list[str]:

@@ -34,13 +34,15 @@ def finish(image: Image.Image) -> Image.Image:
 
 def mix(color: Color, other: Color, share: float) -> Color:
     """`color` with a share of another."""
-    return tuple(round(a * (1 - share) + b * share) for a, b in zip(color, other, strict=True))
+    r, g, b = (round(a * (1 - share) + b * share) for a, b in zip(color, other, strict=True))
+    return r, g, b
 
 
 def jitter(color: Color, rng: np.random.Generator, spread: float) -> Color:
     """`color`, up to `spread` levels lighter or darker, and a little off in hue."""
     shift = rng.uniform(-spread, spread) + rng.uniform(-spread / 3, spread / 3, 3)
-    return tuple(int(v) for v in np.clip(np.array(color) + shift, 0, 255))
+    r, g, b = (int(v) for v in np.clip(np.array(color) + shift, 0, 255))
+    return r, g, b
 
 
 def _corners(points: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@ the router's probabilities. Nothing is dropped: experts take as many tokens as c
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
@@ -19,9 +21,10 @@ from transformers.models.llava.modeling_llava import LlavaModel, LlavaPreTrained
 from .configuration_vimoe import ViMoEConfig
 
 # The files' names are a LLaVA's.
-register_checkpoint_conversion_mapping(
-    ViMoEConfig.model_type, get_checkpoint_conversion_mapping("llava"), overwrite=True
-)
+_NAMES = get_checkpoint_conversion_mapping("llava")
+if _NAMES is None:
+    raise ImportError("this version of transformers has no names of LLaVA's tensors")
+register_checkpoint_conversion_mapping(ViMoEConfig.model_type, _NAMES, overwrite=True)
 
 
 class Experts(nn.Module):
@@ -68,7 +71,8 @@ class Experts(nn.Module):
         first, second = self.names
         for number, expert in enumerate(self.experts):
             token, choice = torch.where(chosen == number)
-            y = expert[second](self.act(expert[first](x[token])))
+            layers = cast(nn.ModuleDict, expert)
+            y = layers[second](self.act(layers[first](x[token])))
             total = total.index_add(0, token, weight[token, choice, None] * y)
         return total.to(x.dtype).reshape(*hidden_states.shape[:-1], -1)
 
@@ -80,7 +84,9 @@ class ViMoEModel(LlavaModel):
 
     def __init__(self, config: ViMoEConfig):
         super().__init__(config)
-        vision, experts = config.vision_config, config.experts or {}
+        # LLaVA's configuration makes configurations of the dicts that it is given.
+        vision, text = cast(Any, config.vision_config), cast(Any, config.text_config)
+        experts = config.experts or {}
         if "vision" in experts:
             width = vision.hidden_size
             for layer in experts["vision"]["layers"]:
@@ -91,7 +97,7 @@ class ViMoEModel(LlavaModel):
             self.multi_modal_projector = Experts(
                 experts["connector"],
                 vision.hidden_size,
-                config.text_config.hidden_size,
+                text.hidden_size,
                 config.projector_hidden_act,
                 ("linear_1", "linear_2"),
             )
@@ -106,6 +112,6 @@ class ViMoEForConditionalGeneration(LlavaForConditionalGeneration):
     def __init__(self, config: ViMoEConfig):
         LlavaPreTrainedModel.__init__(self, config)  # LLaVA's own would build a dense model first
         self.model = ViMoEModel(config)
-        text = config.text_config
+        text = cast(Any, config.text_config)
         self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
         self.post_init()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float
 
+from vimoe_jax.base import struct
 from vimoe_jax.moe.dispatch.buffers import Buffers
 from vimoe_jax.moe.routing import Assignment
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int
 
+from vimoe_jax.base import struct
 from vimoe_jax.moe.dispatch.buffers import Buffers
 from vimoe_jax.moe.dispatch.moves import from_rows, invert, to_rows
 from vimoe_jax.moe.routing import Assignment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -42,7 +43,8 @@ def run_on_mesh(
         pads = [(0, padding)] + [(0, 0)] * (a.ndim - 1)
         return jnp.pad(a, pads, constant_values=value) if padding else a
 
-    given = assignment.replace(
+    given = dataclasses.replace(
+        assignment,
         expert=pad(assignment.expert),
         slot=pad(assignment.slot, assignment.capacity),
         weight=pad(assignment.weight),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import nnx, struct
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from vimoe_jax.base import struct
 from vimoe_jax.moe.dispatch.moves import from_rows, invert, to_rows
 from vimoe_jax.moe.experts import Experts
 from vimoe_jax.moe.products.choice import tile_rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,12 +10,15 @@ from typing import Any, TypeVar
 
 import jax
 
+from vimoe_jax.base import files
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.host import cache_folder
+
 
 def path(kind: str) -> Path:
     """The file of a kind for this device, in `$VIMOE_CACHE` or `~/.cache/vimoe_jax`."""
-    base = os.environ.get("VIMOE_CACHE") or Path.home() / ".cache" / "vimoe_jax"
     device = jax.devices()[0].device_kind.lower().replace(" ", "-").replace("/", "-")
-    return Path(base) / f"{kind}-{device}.json"
+    return cache_folder() / f"{kind}-{device}.json"
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -33,10 +35,8 @@ def add(file: Path, key: str, value: Any) -> None:
     entries = {**read(file), key: value}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(entries, indent=1, sort_keys=True), encoding="utf-8")
-        temporary.replace(file)
-    except OSError:
+        files.write_json(file, dict(sorted(entries.items())))
+    except (OSError, UserError):
         pass  # without a writable cache, the next process finds out again
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Bool, Int
+
+from vimoe_jax.base import struct
 
 
 @struct.dataclass

@@ -4,32 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.text.tokenizers import huggingface, sentencepiece
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
-    """Text to ids and back; ids are in [0, vocab_size).
+    """Text to ids and back; ids are in [0, vocab_size)."""
 
-    Attributes:
-      vocab_size: one more than the largest id.
-      pad_id: fills rows; may be the end token's.
-      eos_id: ends a text.
-      unk_id: of what cannot be written; None where everything can.
-      bos_id: begins a text; None where nothing does.
-      image_id: stands for a picture.
-      byte_ids: of the pieces that rare characters fall back to, byte by byte; may be empty.
-    """
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        ...
 
-    vocab_size: int
-    pad_id: int
-    eos_id: int
-    unk_id: int | None
-    bos_id: int | None
-    image_id: int
-    byte_ids: frozenset[int]
+    @property
+    def pad_id(self) -> int:
+        """Fills rows; may be the end token's."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """Ends a text."""
+        ...
+
+    @property
+    def unk_id(self) -> int | None:
+        """Of what cannot be written; None where everything can."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None:
+        """Begins a text; None where nothing does."""
+        ...
+
+    @property
+    def image_id(self) -> int:
+        """Stands for a picture."""
+        ...
+
+    @property
+    def byte_ids(self) -> frozenset[int]:
+        """Of the pieces that rare characters fall back to, byte by byte; may be empty."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of the normalised text, nothing added."""

@@ -1,18 +1,20 @@
 """Trains a SentencePiece model on Vietnamese text, and reports what a text costs.
 
-python -m vimoe_jax.data.tokenizer --input=FILE[,FILE…] --vocab_size=N --out=FILE
+    python -m vimoe_jax.data.tokenizer --input=a.txt,b.txt --vocab_size=8000 --out=vi.model
+
+The report lies beside the model, as NAME.report.json.
 """
 
 from __future__ import annotations
 
-import json
-import sys
+import dataclasses
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-from vimoe_jax.base import cli
-from vimoe_jax.base.errors import UserError, exit_on_user_error
+from vimoe_jax.base import cli, files, values
+from vimoe_jax.base.errors import UserError
+from vimoe_jax.base.schema import at_least
 from vimoe_jax.text.normalize import normalize
 from vimoe_jax.text.tokenizers import Tokenizer
 from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
@@ -33,7 +35,7 @@ def fertility(tokenizer: Tokenizer, lines: Iterable[str]) -> dict[str, float]:
         syllables += len(line.split())
         characters += len(line)
         tokens += len(ids)
-        unknown += ids.count(tokenizer.unk_id)
+        unknown += sum(i == tokenizer.unk_id for i in ids)
         single += sum(i in tokenizer.byte_ids for i in ids)
         decomposed += len(tokenizer.encode_raw(unicodedata.normalize("NFD", line)))
 
@@ -52,9 +54,9 @@ def fertility(tokenizer: Tokenizer, lines: Iterable[str]) -> dict[str, float]:
     }
 
 
-def _read_lines(path: str) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except OSError as e:
         raise UserError(f"{path}: {e.strerror}") from None
     try:
@@ -64,36 +66,40 @@ def _read_lines(path: str) -> list[str]:
         raise UserError(f"{path}:{line}: not UTF-8") from None
 
 
-def main(argv: Sequence[str]) -> int:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(cli.Options):
+    """The command's options."""
+
+    input: tuple[Path, ...] = cli.option(
+        values.paths, "FILE[,FILE…]", "UTF-8 texts, one sentence or paragraph per line"
+    )
+    vocab_size: int = cli.option(values.whole, "N", "how many pieces the model has", at_least(1))
+    out: Path = cli.option(values.path, "FILE", "where the model is written")
+
+
+def execute(options: Options) -> int:
     """Trains, saves, and reports fertility on each input."""
-    if not argv or "--help" in argv:
-        print(__doc__)
-        return 0
-    options, _ = cli.parse(argv, ("input", "vocab_size", "out"))
-    for name in ("input", "vocab_size", "out"):
-        if name not in options:
-            raise UserError(f"--{name}: needed")
-    if not options["vocab_size"].isdecimal():
-        raise UserError(f"--vocab_size: must be a number, not {options['vocab_size']!r}")
-    files = {path: _read_lines(path) for path in options["input"].split(",")}
-    texts = [line for lines in files.values() for line in lines]
-    tokenizer = train_sentencepiece(texts, int(options["vocab_size"]))
-    out = Path(options["out"])
+    read = {path: _read_lines(path) for path in options.input}
+    texts = [line for lines in read.values() for line in lines]
+    tokenizer = train_sentencepiece(texts, options.vocab_size)
+    out = options.out
     report_file = out.with_name(f"{out.stem}.report.json")
     if not out.name or out == report_file:
-        raise UserError(f"--out: not a name for a model: {options['out']!r}")
+        raise UserError(f"--out: not a name for a model: {str(out)!r}")
     tokenizer.save(out)
-    report = {path: fertility(tokenizer, lines) for path, lines in files.items()}
+    report = {str(path): fertility(tokenizer, lines) for path, lines in read.items()}
     for path, numbers in report.items():
         print(
             f"{numbers['tokens_per_syllable']:.3f} tokens a syllable, "
             f"{numbers['characters_per_token']:.2f} characters a token · {path}"
         )
-    report_file.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    files.write_json(report_file, report)
     print(f"{tokenizer.vocab_size} pieces -> {out}, {report_file}")
     return 0
 
 
+COMMAND = cli.Command("vimoe_jax.data.tokenizer", Options, execute, __doc__)
+main = COMMAND.main
+
 if __name__ == "__main__":
-    with exit_on_user_error():
-        sys.exit(main(sys.argv[1:]))
+    COMMAND.run()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vimoe_jax.base.errors import UserError
-from vimoe_jax.base.files import read_object
+from vimoe_jax.base.files import json_text, read_object, replacing
 from vimoe_jax.text.normalize import normalize
 
 FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
@@ -53,9 +50,11 @@ class HFTokenizer:
         self._roles["pad"] = self._roles["pad"] or self._roles["eos"]
         self._roles["image"] = self._roles["image"] or IMAGE
         self._model.add_special_tokens([self._roles["image"]])
-        ids = {name: self._id(name, token) for name, token in self._roles.items()}
+        ids = {
+            name: self._id(name, token) for name, token in self._roles.items() if token is not None
+        }
         self.pad_id, self.eos_id, self.image_id = ids["pad"], ids["eos"], ids["image"]
-        self.unk_id, self.bos_id = ids["unk"], ids["bos"]
+        self.unk_id, self.bos_id = ids.get("unk"), ids.get("bos")
         vocabulary = self._model.get_vocab()
         # The library numbers what it adds by how many there are, whatever their ids.
         if len(set(vocabulary.values())) < len(vocabulary):
@@ -65,9 +64,7 @@ class HFTokenizer:
         added = self._model.get_added_tokens_decoder()
         self._dropped = {i for i, token in added.items() if token.special} | set(ids.values())
 
-    def _id(self, name: str, token: str | None) -> int | None:
-        if token is None:
-            return None
+    def _id(self, name: str, token: str) -> int:
         number = self._model.token_to_id(token)
         if number is None:
             raise ValueError(f"{name}_token {token!r} is not in its vocabulary")
@@ -115,23 +112,11 @@ class HFTokenizer:
         if not path.is_dir() and path.name != FILE:
             raise UserError(f"{path}: must be a folder, or be called {FILE}")
         config = {f"{name}_token": token for name, token in self._roles.items()}
-        texts = {
-            CONFIG: json.dumps(config, indent=2, ensure_ascii=False) + "\n",
-            FILE: self._model.to_str(),
-        }
-        # The tokenizer comes last: with it, everything is there.
-        temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in texts}
-        try:
-            for name, text in texts.items():
-                temporary[name].write_text(text, encoding="utf-8")
-            for name in texts:
-                temporary[name].replace(folder / name)
-        except OSError as e:
-            raise UserError(f"{folder / FILE}: cannot write: {e.strerror}") from None
-        finally:
-            for file in temporary.values():
-                with contextlib.suppress(OSError):
-                    file.unlink()
+        # The inner one takes its place first: with the tokenizer, everything is there.
+        with replacing(folder / FILE) as definition, replacing(folder / CONFIG) as beside:
+            definition.write(self._model.to_str())
+            definition.flush()  # a full disk shows before either is in its place
+            beside.write(json_text(config))
 
     def encode(self, text: str) -> list[int]:
         """Ids of the normalised text, nothing added."""

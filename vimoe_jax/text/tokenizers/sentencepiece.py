@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from vimoe_jax.base import files
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.text.normalize import normalize
 from vimoe_jax.text.tokenizers.huggingface import IMAGE
@@ -64,12 +65,7 @@ class SentencePieceTokenizer:
           UserError: the file cannot be written.
         """
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
-        temporary = Path(f"{path}.tmp")
-        try:
-            temporary.write_bytes(self._proto)
-            temporary.replace(path)
-        except OSError as e:
-            raise UserError(f"{path}: {e.strerror}") from None
+        files.write_bytes(path, self._proto)
 
     def encode(self, text: str) -> list[int]:
         """Ids of the normalised text, nothing added."""

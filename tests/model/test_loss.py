@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vimoe_jax.model import loss as loss_lib
+from vimoe_jax.model.loss import cross_entropy
 from vimoe_jax.parallel import rules
 from vimoe_jax.parallel.mesh import make_mesh
-from vimoe_jax.train import loss as loss_lib
-from vimoe_jax.train.loss import cross_entropy
 
 B, S, V, D = 5, 7, 11, 8
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int
 
+from vimoe_jax.base import struct
 from vimoe_jax.parallel import rules
 from vimoe_jax.parallel.rules import constrain
 
