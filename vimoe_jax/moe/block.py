@@ -5,13 +5,15 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vimoe_jax.base.schema import FieldError
-from vimoe_jax.moe import dispatch, stats
+from vimoe_jax.moe import dispatch
 from vimoe_jax.moe.experts import Experts, check_mlp
 from vimoe_jax.moe.options import MoEOptions, layer_complaints
 from vimoe_jax.moe.routers import base as routers
+from vimoe_jax.moe.stats import MoEStats, collect
 from vimoe_jax.parallel.rules import constrain
 
 
@@ -39,7 +41,7 @@ class MoE(nnx.Module):
         *,
         activation: str,
         bias: bool,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
         out_scale: float = 1.0,
         num_ids: int = 0,
@@ -70,7 +72,7 @@ class MoE(nnx.Module):
         num_kinds: int,
         key: jax.Array | None = None,
         ids: Int[Array, "*B"] | None = None,
-    ) -> tuple[Float[Array, "*B O"], stats.MoEStats]:
+    ) -> tuple[Float[Array, "*B O"], MoEStats]:
         """Runs the layer.
 
         Args:
@@ -103,18 +105,18 @@ class MoE(nnx.Module):
         )
         y = dispatcher.run(self.experts, groups)
         counts = assignment.counts(valid_g)
-        report = stats.collect(routing.losses, routing.gates, *counts, valid_g, kind_g, num_kinds)
+        stats = collect(routing.losses, routing.gates, *counts, valid_g, kind_g, num_kinds)
         if o.shared_experts:
             everyone = self.shared(groups[:, None])[:, 0]
             y = y + everyone * valid_g[..., None].astype(everyone.dtype)
         y = y.reshape(-1, y.shape[-1])[: valid.size].reshape(*x.shape[:-1], -1)
-        return y.astype(x.dtype), report
+        return y.astype(x.dtype), stats
 
 
-def weighted_losses(options: MoEOptions, report: stats.MoEStats) -> Float[Array, "*L"]:
-    """The weighted sum of a report's losses, by the options' `<name>_weight`."""
+def weighted_losses(options: MoEOptions, stats: MoEStats) -> Float[Array, "*L"]:
+    """The weighted sum of a layer's losses, by the options' `<name>_weight`."""
     return sum(
-        getattr(options, f"{name}_weight") * loss for name, loss in report.losses.items()
+        getattr(options, f"{name}_weight") * loss for name, loss in stats.losses.items()
     ) + jnp.zeros(())
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vimoe_jax.base.schema import FieldError, one_of
@@ -27,7 +28,7 @@ ACTIVATIONS: dict[str, tuple[int, Callable[..., jax.Array]]] = {
 }
 
 
-def check_mlp(owner: str, activation: str, **dims: int) -> None:
+def check_mlp(owner: str, activation: str, **dims: object) -> None:
     """Refuses what no MLP can be made of.
 
     Args:
@@ -64,7 +65,7 @@ class Experts(nnx.Module):
         *,
         activation: str,
         bias: bool,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
         out_scale: float = 1.0,
     ):

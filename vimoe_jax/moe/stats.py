@@ -1,7 +1,7 @@
-"""What an MoE layer reports: its losses, and counts from which load and drops follow.
+"""Statistics of an MoE layer: its losses, and counts from which load and drops follow.
 
-Everything is a sum or a mean that adds up over microbatches, so that accumulated gradients report
-the same numbers as one large batch.
+Everything is a sum or a mean that adds up over microbatches, so that accumulated gradients give the
+same numbers as one large batch.
 """
 
 from __future__ import annotations

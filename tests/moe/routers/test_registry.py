@@ -38,7 +38,9 @@ def route(name, x, ids, key=KEY, **changes):
 
 def tokens(groups=2, num=8, seed=0):
     rng = np.random.default_rng(seed)
-    return jnp.float32(rng.normal(size=(groups, num, D))), rng.integers(0, IDS, (groups, num))
+    return jnp.float32(rng.normal(size=(groups, num, D))), jnp.asarray(
+        rng.integers(0, IDS, (groups, num))
+    )
 
 
 def layer(options):

@@ -7,12 +7,13 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from vimoe_jax.moe.products import grouped
 from vimoe_jax.moe.products.segments import Segments
 
 
-def check(name: str, dtype: jnp.dtype) -> str | None:
+def check(name: str, dtype: DTypeLike) -> str | None:
     """What is wrong with a backend on this device, or None: values and every gradient."""
     counts = np.array([0, 1, 700, 0, 128, 129, 0], np.int32)
     num_experts, width, hidden = len(counts), 256, 384

@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vimoe_jax.moe.products import proof
 from vimoe_jax.moe.products.check import check
@@ -29,7 +30,7 @@ def tile_rows(choices: int, num_experts: int, name: Backend) -> int:
     return 144 if tile == 128 and jax.default_backend() == "cpu" else tile
 
 
-def backend(dtype: jnp.dtype, *dims: int) -> Backend:
+def backend(dtype: DTypeLike, *dims: int) -> Backend:
     """The implementation for products of matrices with these dimensions on the default device.
 
     Products that feed each other must run on the same one (ask with all their dimensions): kernels

@@ -64,7 +64,7 @@ def _sigmoid(x: jax.Array) -> jax.Array:
 
 def rows(
     lhs: Float[Array, "R D"],
-    rhs: Float[Array, "E D F"],
+    rhs: Float[Array, "E A B"],
     expert: Int[Array, "tiles"],
     tiles: Int[Array, "1"],
     *,
@@ -76,7 +76,7 @@ def rows(
 
     Args:
       lhs: bfloat16 or float16 rows, R a multiple of `ROWS`.
-      rhs: a matrix an expert; (E, F, D) if `transposed`.
+      rhs: a matrix per expert, (E, D, F), or (E, F, D) if `transposed`.
       expert: of each row tile.
       tiles: number of row tiles in use; what lies behind them is left unwritten.
       transposed: multiply with each matrix's transpose.
@@ -136,7 +136,7 @@ def gated(
     *,
     shared: bool = False,
     cut: Tiles = Tiles(),
-) -> tuple[Float[Array, "R FF"], Float[Array, "R F"]]:
+) -> tuple[Float[Array, "A FF"], Float[Array, "Q F"]]:
     """Gate and up projections and `silu(gate) * up`, in one pass over the rows.
 
     Arguments as in `rows`; an output tile has `cut.columns // 2` columns of each. With `shared`,

@@ -13,9 +13,12 @@ _AT_ONCE = 1 << 26
 
 
 def rows(
-    x: Float[Array, "R D"], w: Float[Array, "E D F"], segments: Segments, *, transposed: bool
+    x: Float[Array, "R D"], w: Float[Array, "E A B"], segments: Segments, *, transposed: bool
 ) -> Float[Array, "R F"]:
-    """`out[r] = x[r] @ w[expert of r]`: tiles as a batch, each with a copy of its matrix."""
+    """`out[r] = x[r] @ w[expert of r]`: tiles as a batch, each with a copy of its matrix.
+
+    `w` is (E, D, F), or (E, F, D) if `transposed`.
+    """
     columns = w.shape[1] if transposed else w.shape[2]
     form = "trd,tfd->trf" if transposed else "trd,tdf->trf"
 

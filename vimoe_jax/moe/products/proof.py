@@ -10,13 +10,14 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from vimoe_jax.moe.products import findings
 from vimoe_jax.moe.products.findings import outside_traces
 from vimoe_jax.parallel import distributed
 
 
-def proven(name: str, dtype: jnp.dtype, check: Callable[[str, jnp.dtype], str | None]) -> bool:
+def proven(name: str, dtype: DTypeLike, check: Callable[[str, DTypeLike], str | None]) -> bool:
     """Whether a kernel's values and gradients are the portable path's, on this device.
 
     Kernels have been published with wrong gradients for experts without rows: the check has some,
