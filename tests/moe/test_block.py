@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from vimoe_jax.moe import dispatch
-from vimoe_jax.moe.block import MoE, rebalanced, weighted_losses
+from vimoe_jax.moe.block import MoE, rebalance_bias, weighted_losses
 from vimoe_jax.moe.experts import Experts, check_mlp
 from vimoe_jax.moe.options import MoEOptions
 
@@ -342,7 +342,7 @@ def test_the_bias_chooses_and_does_not_combine():
 def test_rebalancing_moves_towards_the_even_share():
     bias = jnp.float32([[0.5, 0, 0, -1], [0, 0, 0, 0]])
     routed = jnp.float32([[[3, 1, 0, 0], [1, 1, 2, 0]], [[2, 2, 2, 2], [1, 1, 1, 1]]])
-    got = rebalanced(bias, routed, 0.25)
+    got = rebalance_bias(bias, routed, 0.25)
     np.testing.assert_allclose(got, [[0.25, 0, 0, -0.75], [0, 0, 0, 0]])
 
 
@@ -350,7 +350,7 @@ def test_rebalancing_moves_towards_the_even_share():
 @hypothesis.settings(deadline=None, max_examples=30)
 def test_rebalancing_moves_every_bias_by_the_rate_or_not_at_all(load, rate):
     load = np.asarray(load)
-    moved = np.asarray(rebalanced(jnp.zeros(E), jnp.float32(load)[None], rate))
+    moved = np.asarray(rebalance_bias(jnp.zeros(E), jnp.float32(load)[None], rate))
     np.testing.assert_allclose(moved, rate * np.sign(load.mean() - load), rtol=1e-6)
 
 
@@ -363,7 +363,7 @@ def test_rebalancing_balances():
     for _ in range(60):
         _, stats = layer(x)
         bias = layer.state["bias"]
-        bias[...] = rebalanced(bias[...], stats.routed, 0.01)
+        bias[...] = rebalance_bias(bias[...], stats.routed, 0.01)
     _, after = layer(x)
     assert float(after.max_load()) < 1.3 < 1.6 < float(before.max_load())
 

@@ -350,7 +350,7 @@ def test_on_hopper_meshes_with_whole_experts_too(monkeypatch, sizes):
 def test_what_has_a_capacity_is_exchanged_in_one_round(monkeypatch):
     args = inputs(6, (4, 20, 4), "swiglu", sharpness=30.0, valid_fraction=0.8)
     expected = compiled("top_k", 2, 5, "swiglu", 4)(*args)["einsum"][1]
-    monkeypatch.setattr(exchange, "in_rounds", None)
+    monkeypatch.setattr(exchange, "sum_over_rounds", None)
     sizes = {"data": 2, "expert": 2}
     close(on_a_mesh("gather", sizes, args, capacity=5, backend="hopper"), expected)
 

@@ -120,7 +120,7 @@ def weighted_losses(options: MoEOptions, stats: MoEStats) -> Float[Array, "*L"]:
     ) + jnp.zeros(())
 
 
-def rebalanced(
+def rebalance_bias(
     bias: Float[Array, "*L E"], routed: Float[Array, "*L kinds E"], rate: float
 ) -> Float[Array, "*L E"]:
     """Router biases after a step: up by `rate` where an expert had less than an even share of the

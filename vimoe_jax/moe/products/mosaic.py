@@ -109,7 +109,7 @@ def block(rows: int, columns: int, index_map, dtype: DTypeLike) -> plgpu.BlockSp
     return plgpu.BlockSpec((rows, columns), index_map, transforms=transforms(columns, dtype))
 
 
-def place(number: jax.Array, tiles: jax.Array, across: int, width: int):
+def place(number: jax.Array, tiles: jax.Array | int, across: int, width: int):
     """Output tile's number -> (row tile, column tile): `width` row tiles side by side at a time."""
     chunk = lax.div(number, width * across)
     inside = lax.rem(number, width * across)

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vimoe_jax.moe.products import findings
-from vimoe_jax.moe.products.findings import outside_traces
+from vimoe_jax.moe.products.findings import call_outside_traces
 from vimoe_jax.parallel import distributed
 
 
-def proven(name: str, dtype: DTypeLike, check: Callable[[str, DTypeLike], str | None]) -> bool:
+def passes_check(
+    name: str, dtype: DTypeLike, check: Callable[[str, DTypeLike], str | None]
+) -> bool:
     """Whether a kernel's values and gradients are the portable path's, on this device.
 
     Kernels have been published with wrong gradients for experts without rows: the check has some,
@@ -36,7 +38,7 @@ def proven(name: str, dtype: DTypeLike, check: Callable[[str, DTypeLike], str | 
         if findings.read(file).get(key) is True:
             return True
         try:
-            complaint = outside_traces(check, name, dtype)
+            complaint = call_outside_traces(check, name, dtype)
         except Exception as e:  # a compiler of another version may refuse in any way
             complaint = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
         if complaint:
@@ -49,7 +51,7 @@ def proven(name: str, dtype: DTypeLike, check: Callable[[str, DTypeLike], str | 
             findings.add(file, key, True)
         return not complaint
 
-    return distributed.of_the_first(f"proof {name} {jnp.dtype(dtype)}", passes)
+    return distributed.agree_on_first(f"proof {name} {jnp.dtype(dtype)}", passes)
 
 
 @functools.cache

@@ -16,16 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from vimoe_jax.moe.products import findings, hopper
-from vimoe_jax.moe.products.findings import outside_traces
+from vimoe_jax.moe.products.findings import call_outside_traces
 from vimoe_jax.moe.products.hopper import ROWS, Tiles
 from vimoe_jax.parallel import distributed
 
+Shaped = jax.Array | jax.ShapeDtypeStruct
 _TUNE_FROM = 1e11  # operations of a product below which the default is taken
 
 
-def pick(
-    kernel: str, left: jax.Array, right: jax.Array, *, num_experts: int | None = None
-) -> Tiles:
+def pick(kernel: str, left: Shaped, right: Shaped, *, num_experts: int | None = None) -> Tiles:
     """Tiles for a kernel of `vimoe_jax.moe.products.hopper`, from the cache or by trying.
 
     Args:
@@ -51,12 +50,12 @@ def _pick(kernel, left, right, dtype, num_experts) -> Tiles:
         known = findings.read(file).get(name)
         if any(known == vars(option) for option in options):
             return known
-        best = vars(_fastest(kernel, options, left, right, dtype, num_experts))
+        best = vars(_find_fastest(kernel, options, left, right, dtype, num_experts))
         findings.add(file, name, best)
         return best
 
     # Processes that compiled different kernels would be different programs to XLA.
-    chosen = distributed.of_the_first(f"tiles {name}", find)
+    chosen = distributed.agree_on_first(f"tiles {name}", find)
     return next(option for option in options if vars(option) == chosen)
 
 
@@ -77,11 +76,11 @@ def candidates(kernel: str, left: tuple[int, ...], right: tuple[int, ...]) -> li
     return [Tiles(columns=c, stages=s, width=w) for c in wide for s in stages for w in (8, 16, 4)]
 
 
-def _fastest(kernel, options, left, right, dtype, num_experts) -> Tiles:
+def _find_fastest(kernel, options, left, right, dtype, num_experts) -> Tiles:
     def measure() -> list[float]:
         return [_time(kernel, cut, left, right, dtype, num_experts) for cut in options]
 
-    times = outside_traces(measure)
+    times = call_outside_traces(measure)
     best = int(np.argmin(times))
     if not np.isfinite(times[best]):
         raise RuntimeError(f"no tiles work for {kernel} of {left} and {right}")
