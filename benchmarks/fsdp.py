@@ -82,8 +82,9 @@ def worker(rank: int, a: argparse.Namespace, kind: str, port: int, results: Simp
     """One process: rank 0 puts the record into `results`, a rank that fails the error's text."""
 
     def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()  # no orphan holds a GPU
     try:
@@ -108,15 +109,15 @@ def measure(a: argparse.Namespace, kind: str) -> dict[str, Any]:
     `kind` is "cuda", or "cpu" for a test. They inherit the environment (NCCL's settings) and the
     process group. Raises RuntimeError when one fails, after ending the others.
     """
-    import torch.multiprocessing as mp
+    from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     results = multiprocessing.get_context("spawn").SimpleQueue()
     try:
-        mp.spawn(worker, (a, kind, port, results), nprocs=a.gpus)
-    except mp.ProcessExitedException as error:
+        spawn(worker, (a, kind, port, results), nprocs=a.gpus)
+    except ProcessExitedException as error:
         why = "" if results.empty() else f": {results.get()}"
         raise RuntimeError(f"{error}{why}") from error
     return results.get()

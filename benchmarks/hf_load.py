@@ -87,7 +87,7 @@ def measured(command: Sequence[str]) -> tuple[float, int, int]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes, loads and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--depth", type=int, default=DECODER["depth"], help="decoder layers")
     parser.add_argument("--keep", type=Path, help="a folder for the files, written if missing")
     a = parser.parse_args(argv)

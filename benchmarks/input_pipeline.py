@@ -373,7 +373,7 @@ def resident_mib() -> float:
 def main() -> None:
     """Runs the parts asked for and prints a line or two for each."""
     cores = os.cpu_count() or 1
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--parts", default="speed,pairs,resume,memory")
     parser.add_argument("--train", action="store_true", help="also the part `train`")
     parser.add_argument("--model", default="small", choices=list(MODELS))

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -122,11 +123,8 @@ def timing_lines() -> Iterator[list[float]]:
         flush(log)
         seconds.append(time.perf_counter() - start)
 
-    loop._Log.flush = timed
-    try:
+    with mock.patch.object(loop._Log, "flush", timed):
         yield seconds
-    finally:
-        loop._Log.flush = flush
 
 
 def measure(
@@ -151,7 +149,7 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table, and as a last line the record as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=100, help="a round")
     parser.add_argument("--batch", type=int, default=32)

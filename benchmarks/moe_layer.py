@@ -102,7 +102,8 @@ class Variant:
         start = time.perf_counter()
         self.compiled = jax.jit(both).lower(*self.args).compile()
         self.compile_seconds = time.perf_counter() - start
-        self.temporaries = self.compiled.memory_analysis().temp_size_in_bytes
+        memory: Any = self.compiled.memory_analysis()
+        self.temporaries = memory.temp_size_in_bytes
         self.drop = float(self.compiled(*self.args)[2])
         self.times: list[float] = []
         self.cpu_times: list[float] = []
@@ -249,9 +250,9 @@ def correct(dtype: jnp.dtype) -> list[dict]:
     d_y = jax.random.normal(keys[1], x.shape, dtype)
     rows = []
     for name in ("einsum", "gather", "dropless"):
-        options = dict(dispatcher=name, capacity_factor=0.75 if name != "dropless" else 100.0)
-        f, params = moe(shape, dtype, **options)
-        reference, _ = moe(shape, dtype, **{**options, "dispatcher": "einsum"})
+        capacity = 0.75 if name != "dropless" else 100.0
+        f, params = moe(shape, dtype, dispatcher=name, capacity_factor=capacity)
+        reference, _ = moe(shape, dtype, dispatcher="einsum", capacity_factor=capacity)
 
         def both(f, params=params):
             y, vjp, _ = jax.vjp(f, params, x, has_aux=True)
@@ -287,7 +288,7 @@ def show(title: str, rows: list[dict]) -> None:
 
 def main() -> None:
     """Runs what was asked for and prints a table each."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--shapes", default="A,B,growth,decode")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--variants", default="", help="names, separated by commas; all if empty")

@@ -7,7 +7,7 @@ import math
 import statistics
 import timeit
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ def register_grouped_mm_bf16() -> None:
             self.down_proj = experts.down_proj.to(torch.bfloat16)
 
     def forward(self: torch.nn.Module, *arguments: torch.Tensor) -> torch.Tensor:
-        return moe.grouped_mm_experts_forward(Cast(self), *arguments)
+        return moe.grouped_mm_experts_forward(cast(Any, Cast(self)), *arguments)
 
     moe.ALL_EXPERTS_FUNCTIONS.register("grouped_mm_bf16", forward)
 
@@ -90,7 +90,7 @@ def make_model(a: argparse.Namespace, device: torch.device) -> torch.nn.Module:
     register_grouped_mm_bf16()
     vision, text = (TINY_VISION, TINY_TEXT) if a.tiny else (VISION, TEXT)
     # A cache of keys and values is of no use in training; transformers' Trainer turns it off too.
-    text = dict(text, model_type="qwen3", tie_word_embeddings=True, use_cache=False)
+    text: dict[str, Any] = dict(text, model_type="qwen3", tie_word_embeddings=True, use_cache=False)
     if a.kind == "moe":
         # No router loss: `output_router_logits` is off by default, and LLaVA wraps the text model
         # without its head, where that loss is added.
@@ -115,13 +115,14 @@ def make_model(a: argparse.Namespace, device: torch.device) -> torch.nn.Module:
         return AutoModelForImageTextToText.from_config(config, **kwargs).train()
 
 
-def blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
+def blocks(model: Any) -> list[torch.nn.Module]:
     """All transformer blocks of the decoder and the tower. Raises ValueError if some are missing.
 
     They are what transformers calls a layer that can be recomputed.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    found: list[torch.nn.Module]
     found = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     config = model.config
     expected = config.vision_config.num_hidden_layers + config.text_config.num_hidden_layers
@@ -130,7 +131,7 @@ def blocks(model: torch.nn.Module) -> list[torch.nn.Module]:
     return found
 
 
-def compile_blocks(a: argparse.Namespace, model: torch.nn.Module) -> None:
+def compile_blocks(a: argparse.Namespace, model: Any) -> None:
     """Compiles every block and the loss, in place, as torchtitan does it: much sooner ready.
 
     A graph of the whole model takes minutes, and FSDP must gather between the blocks.
@@ -139,7 +140,7 @@ def compile_blocks(a: argparse.Namespace, model: torch.nn.Module) -> None:
 
     # `eager` experts loop over those that got tokens, which no single graph can hold. For all
     # else a graph break, or a block more than dynamo recompiles for, must be an error.
-    options = dict(dynamic=False, fullgraph=a.impl != "eager")
+    options: dict[str, Any] = dict(dynamic=False, fullgraph=a.impl != "eager")
     # LLaVA asks the tower for its hidden states, and transformers then hooks whatever it can
     # collect. A hook on attention, inside a block, would break the graph; nobody reads it.
     model.model.vision_tower._can_record_outputs.pop("attentions", None)
@@ -149,9 +150,7 @@ def compile_blocks(a: argparse.Namespace, model: torch.nn.Module) -> None:
     model.loss_function = torch.compile(model.loss_function, **options)
 
 
-def make_inputs(
-    a: argparse.Namespace, model: torch.nn.Module, device: torch.device
-) -> dict[str, torch.Tensor]:
+def make_inputs(a: argparse.Namespace, model: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """Random rows: a picture's placeholders, then text; the loss is on the text alone."""
     import torch
 
@@ -207,9 +206,7 @@ def measure_steps(
     return record
 
 
-def model_record(
-    a: argparse.Namespace, model: torch.nn.Module, measured: dict[str, float]
-) -> dict[str, Any]:
+def model_record(a: argparse.Namespace, model: Any, measured: dict[str, float]) -> dict[str, Any]:
     """The record of a model: ms, tokens (of image and text, of all GPUs) per second, peak GiB."""
     tokens = a.gpus * a.batch * (model.config.image_seq_length + a.text)
     record = {"ms": measured["ms"], "tokens_per_s": tokens / measured["ms"] * 1e3, **measured}

@@ -94,18 +94,21 @@ def dense_block(width: int, hidden: int, activation: str) -> tuple[Callable, lis
 def moe_block(a: argparse.Namespace, variant: str) -> tuple[Callable, list[torch.Tensor]]:
     """Qwen3's sparse block [1, T, D] -> [1, T, D], router included, and its bf16 parameters."""
     import torch
+    from transformers import Qwen3MoeConfig
     from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe
 
     implementation, mode = VARIANTS[variant]
-    config = qwen3_moe.Qwen3MoeConfig(
+    sizes: dict[str, Any] = dict(
         hidden_size=a.width, moe_intermediate_size=a.hidden, num_experts=a.experts,
         num_experts_per_tok=a.k, norm_topk_prob=True, experts_implementation=implementation,
     )  # fmt: skip
+    config = Qwen3MoeConfig(**sizes)
     block = qwen3_moe.Qwen3MoeSparseMoeBlock(config).to(torch.bfloat16)
     with torch.no_grad():
         # Outside a PreTrainedModel the experts are uninitialised and the router is zero, which
         # would send every token to the same experts.
-        for parameter in (params := list(block.parameters())):
+        params: list[torch.Tensor] = list(block.parameters())
+        for parameter in params:
             parameter.normal_(std=0.02)
     return (torch.compile(block, mode=mode, dynamic=False) if mode else block), params
 
@@ -190,7 +193,9 @@ def run(
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-        printed, said = [f.seek(0) or f.read().decode(errors="replace") for f in (out, err)]
+        for file in (out, err):
+            file.seek(0)
+        printed, said = (file.read().decode(errors="replace") for file in (out, err))
     # A line cut short by a kill has no closing brace.
     lines = [line for line in printed.splitlines() if line[:1] == "{" and line[-1:] == "}"]
     records = [json.loads(line) for line in lines]
@@ -202,7 +207,7 @@ def run(
 
 def main() -> None:
     """Parses the command line and measures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     layer = commands.add_parser("layer", help="forward and backward of one feed-forward block")
     for name in ("tokens", "width", "hidden", "experts", "k"):

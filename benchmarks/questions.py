@@ -108,7 +108,7 @@ def compare(rows: int, questions: int, tokens: int, rounds: int) -> dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints both rates and their ratio."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--questions", type=int, default=4, help="that share a picture")
     parser.add_argument("--tokens", type=int, default=24, help="of a question and its answer")
     parser.add_argument("--rows", type=int, default=16, help="of several questions, a step")

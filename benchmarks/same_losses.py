@@ -130,7 +130,8 @@ def killed(gpus: int, tiny: bool) -> list[dict[str, Any]]:
 
         env = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false")
         env["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"  # as on a CPU, and not TF32
-        quiet = dict(cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        nowhere = subprocess.DEVNULL
+        quiet: dict[str, Any] = dict(cwd=ROOT, env=env, stdout=nowhere, stderr=nowhere)
         alone = subprocess.Popen(command("alone", 1), **quiet)
         run = subprocess.Popen(command("run", gpus), **quiet)
         at = None

@@ -171,7 +171,7 @@ def compare_all(runs: Sequence[Run], records: Sequence[dict[str, Any]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the parts; 1 if something failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--parts", default=",".join(p for p in PARTS if p != "tune"))
     parser.add_argument("--flags", default="hide",

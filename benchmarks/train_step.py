@@ -33,9 +33,8 @@ from typing import TYPE_CHECKING, Any
 
 # JAX and what imports it is loaded in a variant's process only: this one must not hold the device.
 if TYPE_CHECKING:
-    import jax
-
     from vimoe_jax.config import Config
+    from vimoe_jax.data.batch import Batch
     from vimoe_jax.train.step import StepMetrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +43,7 @@ WARMUP = 3  # steps before any timing
 ROUND = 4  # steps between two waits for the device
 
 VISION = dict(width=768, depth=12, num_heads=12, mlp_dim=3072)
-DECODER = dict(
+DECODER: dict[str, Any] = dict(
     width=1024, depth=28, num_heads=16, num_kv_heads=8, head_dim=128, mlp_dim=3072,
     vocab_size=151936, rope_theta=1e6,
 )  # fmt: skip
@@ -157,7 +156,7 @@ def seconds_each(call: Callable[[], Any], rounds: int, calls: int) -> list[float
     return times
 
 
-def matmul_peak(device: jax.Device, size: int = 8192) -> float:
+def matmul_peak(device: Any, size: int = 8192) -> float:
     """FLOP/s of the fastest of some rounds of bfloat16 products of size³."""
     import jax
     import jax.numpy as jnp
@@ -344,7 +343,7 @@ def line(record: dict[str, Any] | None = None) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the variants and prints the table."""
     default = Variant()
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--model", nargs="+", choices=["dense", "moe"], default=["dense", "moe"])
     parser.add_argument("--dispatcher", nargs="+", default=[default.dispatcher],
                         help="gather, einsum or dropless; each is a variant")  # fmt: skip

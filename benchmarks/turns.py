@@ -157,7 +157,8 @@ def timed(
                 Path(f"{children[r][0]}.go").touch()
             until = time.monotonic() + each
             for _, r in turn:
-                keep(finish(r.name(), *children[r][1:], until))
+                _, child, out = children[r]
+                keep(finish(r.name(), child, out, until))
 
 
 def packed(runs: Sequence[Run], gpus: int) -> Iterator[list[tuple[int, Run]]]:

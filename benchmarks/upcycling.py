@@ -141,7 +141,7 @@ class Pool:
         """A batch is a function of (number, seed); each epoch has its own order and draws."""
         count = len(self.images)
         places = np.arange(number * size, (number + 1) * size)
-        order = {e: np.random.default_rng([seed, e]) for e in set(places // count)}
+        order = {e: np.random.default_rng([seed, int(e)]) for e in set(places // count)}
         shuffled = {
             e: (r.permutation(count), r.integers(0, 1 << 30, count)) for e, r in order.items()
         }
@@ -374,7 +374,7 @@ def model_flops_of(size: Size, arm: str, vocab: int) -> float:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the study, or writes its report, or both."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--tiny", action="store_true", help="a shape for testing on a CPU")
     parser.add_argument("--seeds", type=int, nargs="+", help="0 1 2, with --tiny 0")
     parser.add_argument("--parent_steps", type=int, help="steps of the dense parent")

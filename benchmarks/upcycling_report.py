@@ -101,7 +101,7 @@ def report(results: dict[str, Any], folder: Path) -> str:
     return text
 
 
-def _spread(values: Sequence[float], digits: int = 4) -> str:
+def _spread(values: Sequence[float] | np.ndarray, digits: int = 4) -> str:
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 

@@ -109,7 +109,7 @@ def plot(plans: dict[int, dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Plans every point, prints the table, draws the plot."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--chips", default=",".join(map(str, POINTS)))
     parser.add_argument("--dir", type=Path, default=Path("runs/weak_scaling"))
     parser.add_argument("--plot", type=Path)

@@ -41,7 +41,7 @@ COMMANDS = {
         f"split step dataset source {SEVERAL}",
         integers="step num_processes process_id initialization_timeout",
     ),
-    "generate": Expected({"workdir": "w", "image": "i"}, "question step", integers="step"),
+    "generate": Expected({"workdir": "w"}, "image question step", integers="step"),
     "upcycle": Expected(
         {"source": "s", "config": "c.py", "workdir": "w"},
         "step fresh_optimizer method router_init noise drop_fraction shared_units samples",

@@ -366,7 +366,7 @@ def test_evaluation_asks_every_question_once(tokenizer):
             assert (batch.tokens[row, :PATCHES] == PICTURE).all()
             ids = batch.tokens[row, PATCHES:]
             length = int(batch.length[row]) - PATCHES
-            assert tokenizer.decode(ids[:length]) == prompts.prompt(qa.task, qa.question)
+            assert tokenizer.decode(ids[:length].tolist()) == prompts.prompt(qa.task, qa.question)
             assert not ids[length:].any()
             assert batch.pictures[row, 0, 0, 0, 0] == 10 * index
         asked += [(index, qa.id) for index, qa in items]

@@ -19,10 +19,16 @@ BATCH = 8
 class Letters:
     """A tokenizer of a token a letter; picklable."""
 
-    vocab_size, pad_id, bos_id, eos_id = 0x110000, 0, 1, 2
+    vocab_size, pad_id, bos_id, eos_id, image_id = 0x110000, 0, 1, 2, 3
+    unk_id, byte_ids = None, frozenset()
 
     def encode(self, text):
         return [ord(letter) for letter in text]
+
+    encode_raw = encode
+
+    def save(self, path):
+        raise NotImplementedError
 
     def decode(self, ids):
         return "".join(map(chr, ids))

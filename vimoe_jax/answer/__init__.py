@@ -1,1 +1,1 @@
-"""Questions to answers: decoding, and what is asked again without compiling."""
+"""Questions to answers: decoding, compiled once per shape."""

@@ -116,7 +116,7 @@ class Answerer:
         style = sources.components(self.run.config.data)[:1]
         single = len(records) == 1 and len(records[0].qa) == 1
         batch_size = 1 if single else self.run.config.eval.batch_size
-        source = Mixture(style, (records,))
+        source = Mixture(style, (list(records),))
         found = self.predict(source, quiet=True, limit=0, batch_size=batch_size, strict=True)
         return [p.prediction for p in found]
 

@@ -1,1 +1,1 @@
-"""What every room may use: errors, schemas, commands, files, progress, metrics."""
+"""What every room uses: errors, schemas, commands, files, progress, metrics."""

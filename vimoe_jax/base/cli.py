@@ -170,7 +170,7 @@ class Command(Generic[OptionsT]):
     name: str
     options: type[OptionsT]
     function: Callable[[OptionsT], int]
-    about: str
+    about: str | None
     config: type | None = None
     more: Callable[[], str] | None = None
     ending: Callable[[], contextlib.AbstractContextManager[None]] = exit_on_user_error
@@ -264,7 +264,12 @@ class Command(Generic[OptionsT]):
         words = [o.word if o.needed else f"[{o.word}]" for o in own]
         if self.config is not None:
             words.append("[--config.FIELD=VALUE …]")
-        lines = [*_usage(f"usage: python -m {self.name}", words), "", self.about.strip(), ""]
+        lines = [
+            *_usage(f"usage: python -m {self.name}", words),
+            "",
+            (self.about or "").strip(),
+            "",
+        ]
         lines += [line for o in own for line in _entry(o.word, o.meaning + _default(o))]
         lines += self._common()
         for heading in dict.fromkeys(o.heading for o in declared if o.heading):

@@ -85,7 +85,7 @@ def nearest(name: Any, names: typing.Iterable[Any]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-@typing.dataclass_transform(frozen_default=True, field_specifiers=(field,))
+@typing.dataclass_transform(frozen_default=True)
 def checked(cls: type[T]) -> type[T]:
     """Class decorator: a frozen dataclass that checks the fields of each object that is made.
 
@@ -96,14 +96,14 @@ def checked(cls: type[T]) -> type[T]:
     Making an object raises `FieldError` on an unknown field (with the nearest right name), a wrong
     type, a failed check, a conflict.
     """
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    make = cls.__init__
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
+    make, fields = made.__init__, dataclasses.fields(made)
 
     @functools.wraps(make)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         _refuse_unknown(cls, kwargs, cls.__name__)
         make(self, *args, **kwargs)
-        for f in dataclasses.fields(cls):
+        for f in fields:
             value = _check(getattr(self, f.name), f, _hints(cls)[f.name], cls.__name__)
             object.__setattr__(self, f.name, value)
         for complaint in getattr(self, "conflicts", tuple)():
@@ -208,13 +208,14 @@ def check_name(cls: type, name: str) -> None:
     Raises:
       UserError: it is none; the message names the nearest.
     """
-    group, done = cls, ""
+    group: Any = cls
+    done = ""
     for word in name.split("."):
-        if not dataclasses.is_dataclass(group):
+        if not (isinstance(group, type) and dataclasses.is_dataclass(group)):
             if typing.get_origin(group) is dict:
                 return
             raise UserError(f"--config.{name}: {done[:-1]} has no fields of its own")
-        hints = _hints(group)
+        hints = _hints(typing.cast(type, group))
         if word not in hints:
             raise UserError(f"--config.{name}: no field {done}{word}{nearest(word, hints)}")
         group = hints[word]

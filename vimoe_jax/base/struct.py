@@ -23,8 +23,8 @@ def field(*, pytree_node: bool = True, **kwargs: Any) -> Any:
 @dataclass_transform(field_specifiers=(field,), frozen_default=True)
 def dataclass(cls: type[T]) -> type[T]:
     """Makes a class a frozen dataclass and a pytree; `dataclasses.replace` changes fields."""
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    fields = dataclasses.fields(cls)
+    made: Any = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(made)
     nodes = [f.name for f in fields if f.metadata.get("pytree_node", True)]
     static = [f.name for f in fields if f.name not in nodes]
     keys = [jax.tree_util.GetAttrKey(name) for name in nodes]
@@ -37,11 +37,11 @@ def dataclass(cls: type[T]) -> type[T]:
         return tuple(zip(keys, leaves, strict=True)), structure
 
     def unflatten(structure: Any, leaves: Any) -> Any:
-        x = object.__new__(cls)
+        x = object.__new__(made)
         for names, values in ((nodes, leaves), (static, structure)):
             for name, value in zip(names, values, strict=True):
                 object.__setattr__(x, name, value)
         return x
 
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    return cls
+    jax.tree_util.register_pytree_with_keys(made, flatten_with_keys, unflatten, flatten)
+    return made

@@ -1,4 +1,4 @@
-"""The configuration's schema: every field, its default, its meaning, its check.
+"""Every field of the configuration: its default, its meaning, its check.
 
 A config file in `configs/` has one function, `get_config()`, that starts from `defaults()` and sets
 what differs. `load` reads such a file, applies `--config.FIELD=VALUE` overrides and gives the

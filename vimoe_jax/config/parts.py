@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal
 
 from vimoe_jax.config.model import Model
 from vimoe_jax.moe.options import MoEOptions, moe_layers
@@ -11,7 +11,7 @@ from vimoe_jax.moe.options import MoEOptions, moe_layers
 PartName = Literal["vision", "connector", "decoder"]
 
 # In the order that a picture takes through them.
-PARTS: tuple[PartName, ...] = get_args(PartName)
+PARTS: tuple[PartName, ...] = ("vision", "connector", "decoder")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""From a record on disk to a batch on the mesh."""
+"""Records to batches."""

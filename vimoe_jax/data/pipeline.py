@@ -48,7 +48,7 @@ class TrainBatches:
     """An endless iterator over this host's part of each batch, that knows its position."""
 
     def __init__(self, iterator: Any, start: int, offset: int = 0):
-        self._iterator = iterator
+        self._iterator: Any = iterator
         self._consumed, self._offset = start, offset
         self._started = False
 

@@ -1,4 +1,4 @@
-"""A record on disk: published datasets, ViScenes (drawn), JSONL files, other packages' classes."""
+"""Records on disk (published, drawn or your own) and how they are prepared."""
 
 from __future__ import annotations
 
@@ -8,29 +8,15 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.datasets.published import NAMES, get
 
 if TYPE_CHECKING:
-    from vimoe_jax.datasets.published import Dataset
     from vimoe_jax.datasets.records import Source
 
-NAMES = (
-    "vivqa", "uit_viic", "ktvic", "openvivqa", "evjvqa", "viocrvqa", "vitextvqa", "vivqa_x",
-    "viclevr", "xm3600", "coco35l",
-)  # fmt: skip
+__all__ = ["NAMES", "OUTSIDE", "get", "open", "splits"]
 
 # A class or function of another package, MODULE:NAME.
 OUTSIDE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-
-
-def get(name: str) -> Dataset:
-    """A published dataset; its reader is imported now.
-
-    Raises:
-      UserError: no such dataset.
-    """
-    if name not in NAMES:
-        raise UserError(f"no published dataset is called {name!r}; there are {', '.join(NAMES)}")
-    return importlib.import_module(f"{__name__}.readers.{name}").DATASET
 
 
 def open(
@@ -61,6 +47,7 @@ def open(
     """
     if OUTSIDE.fullmatch(name):
         return _call_outside(name, split, os.fspath(data_dir))
+    data_dir = os.fspath(data_dir)
     if name == "viscenes":
         from vimoe_jax.datasets import viscenes
 
@@ -102,7 +89,7 @@ def splits(
     from vimoe_jax.datasets import prepared
 
     get(name)
-    return tuple(prepared.splits(data_dir, name, variant))
+    return tuple(prepared.splits(os.fspath(data_dir), name, variant))
 
 
 def _import_outside(name: str) -> Any:

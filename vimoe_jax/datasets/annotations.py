@@ -46,7 +46,7 @@ class Malformed:
 
     Attributes:
       where: as in `Asked`.
-      reason: which key is missing or of the wrong kind.
+      reason: which key is missing or has the wrong type.
     """
 
     where: str

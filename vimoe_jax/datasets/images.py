@@ -26,7 +26,7 @@ MAX_SIDE = 65_535
 MODES = ("squash", "crop", "pad")
 _GREY = (127, 127, 127)  # 0 after normalisation
 
-# What Pillow grumbles about is either an error of ours or does not touch the pixels. Not around
+# A warning of Pillow is either an error here or does not touch the pixels. Not around
 # each call: `catch_warnings` changes the filters of all threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())

@@ -1,4 +1,4 @@
-"""A user's own pictures: one JSON object a line.
+"""A user's own pictures: one JSON object per line.
 
     {"image": "a.jpg", "task": "vqa", "question": "con mèo màu gì", "answers": ["đen"]}
 
@@ -29,7 +29,7 @@ _KEYS = {
     "image", "images", "task", "question", "answers", "caption", "id", "type", "split",
     "explanations",
 }  # fmt: skip
-_SHOWN = 10  # warnings of one kind; the rest is counted
+_SHOWN = 10  # warnings printed; the rest is counted
 
 
 class JsonlSource:

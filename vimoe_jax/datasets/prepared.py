@@ -18,7 +18,7 @@ from typing import Any
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.datasets.records import QA, Record
 
-_ABANDONED = 3600.0  # seconds without a change, after which an unfinished folder is nobody's
+_ABANDONED = 3600.0  # seconds without a change, after which an unfinished folder is abandoned
 _LOCKED = "incomplete.locked_"  # such a folder is somebody's as long as it is locked
 
 
@@ -287,7 +287,7 @@ def _text(value: Any) -> str:
 
 
 def _builder_class(name: str) -> Any:
-    # TFDS asks Google Cloud Storage for prepared copies unless told not to.
+    # TFDS asks Google Cloud Storage for prepared copies unless this is switched off.
     os.environ.setdefault("NO_GCE_CHECK", "true")
     absl = logging.getLogger("absl")
     absl.setLevel(max(absl.level, logging.ERROR))
@@ -295,7 +295,7 @@ def _builder_class(name: str) -> Any:
         from vimoe_jax.datasets.viscenes.builder import ViScenes
 
         return ViScenes
-    from vimoe_jax.datasets import get
     from vimoe_jax.datasets.preparing.builder import BUILDERS
+    from vimoe_jax.datasets.published import get
 
     return BUILDERS[get(name).name]

@@ -9,9 +9,11 @@ empty questions, placeholder answers, duplicates, leakage, grouping by picture) 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from vimoe_jax.base.errors import UserError
 from vimoe_jax.datasets.annotations import Annotations
 
 if TYPE_CHECKING:
@@ -54,3 +56,20 @@ class Dataset:
     profile: str = "plain"
     variants: tuple[str, ...] = ("default",)
     open_ended: bool = False
+
+
+NAMES = (
+    "vivqa", "uit_viic", "ktvic", "openvivqa", "evjvqa", "viocrvqa", "vitextvqa", "vivqa_x",
+    "viclevr", "xm3600", "coco35l",
+)  # fmt: skip
+
+
+def get(name: str) -> Dataset:
+    """A published dataset; its reader is imported now.
+
+    Raises:
+      UserError: no such dataset.
+    """
+    if name not in NAMES:
+        raise UserError(f"no published dataset is called {name!r}; there are {', '.join(NAMES)}")
+    return importlib.import_module(f"vimoe_jax.datasets.readers.{name}").DATASET

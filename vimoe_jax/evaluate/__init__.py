@@ -1,1 +1,1 @@
-"""Decoding, scores, the report."""
+"""The scores of a split, and the load of its experts."""

@@ -53,7 +53,7 @@ def text(run: Run, name: str, step: int, dtype: str) -> str:
     """The card of a run.
 
     Args:
-      run: whose configuration and scores (`DIR/eval/*/metrics.json`) are told.
+      run: the card has its configuration and scores (`DIR/eval/*/metrics.json`).
       name: of the model.
       step: the checkpoint's.
       dtype: of the weights.
@@ -101,7 +101,7 @@ def _data(c: Config) -> str:
 
 
 def _scores(run: Run) -> str:
-    """One table a split, with how its texts were compared."""
+    """One table per split, with how its texts were compared."""
     tables = []
     for file in sorted((run.workdir / "eval").glob("*/metrics.json")):
         try:

@@ -53,24 +53,20 @@ class Options(cli.Options):
 
 
 def execute(options: Options) -> int:
-    """Exports, and uploads if that is asked for."""
+    """Exports, and uploads with `--push`."""
     out, step = options.out, options.step
     _check_out(out)
     push = None if options.push is None else _uploader(options.push)
 
     from vimoe_jax.hf import stock
-    from vimoe_jax.run.checkpoint import Checkpoints, load_params
+    from vimoe_jax.run.checkpoint import best_step, load_params
     from vimoe_jax.run.workdir import reopen
 
     run = reopen(options.workdir, [], one_device=True)
     stock.check(run.config, run.blueprint)
     params = load_params(run, step, options.dtype)
     if step is None:
-        checkpoints = Checkpoints(
-            run.workdir / "checkpoints", run.config.checkpoint, read_only=True
-        )
-        step = checkpoints.best_step()
-        checkpoints.close()
+        step = best_step(run)
     export(run, params, out, dtype=options.dtype, step=step)
     print(f"step {step} -> {out}")
     if push:
@@ -186,7 +182,7 @@ def _uploader(repo: str) -> Callable[[Path], str]:
             api = huggingface_hub.HfApi()
             address = api.create_repo(repo, exist_ok=True)
             api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export of ViMoE")
-        except Exception as e:  # the client's, the network's and the Hub's own kinds
+        except Exception as e:  # the client's, the network's and the Hub's own types
             reason = " ".join(str(e).split()) or type(e).__name__
             raise UserError(f"--push: {folder} is whole, but was not uploaded: {reason}") from None
         return str(address)

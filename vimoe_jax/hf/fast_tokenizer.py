@@ -28,7 +28,7 @@ def convert(tokenizer: SentencePieceTokenizer) -> Any:
     Texts of ids are the same unless neighbouring bytes are no UTF-8: then more become U+FFFD.
 
     Raises:
-      UserError: a SentencePiece model of another kind than `train_sentencepiece` makes.
+      UserError: a SentencePiece model of another form than `train_sentencepiece` makes.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
     from tokenizers import pre_tokenizers as pre

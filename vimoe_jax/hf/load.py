@@ -3,7 +3,7 @@
     python -m vimoe_jax.hf.load --source=siglip,qwen3 --workdir=runs/new --config.data.dataset=vivqa
 
 Sources are a LLaVA, or a SigLIP tower and a Qwen3, Qwen3-MoE or Llama decoder. A workdir is a
-source too: the parts are taken that no other source has. A connector that nobody has starts random.
+source too: it gives the parts that no other source has. A connector without a source starts random.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def load(
 
 
 def _parts(sources: Sequence[Source]) -> dict[str, Source]:
-    """Whose each part is; workdirs give what is left."""
+    """The source of each part; workdirs give what is left."""
     given: dict[str, Source] = {}
     for source in sorted(sources, key=lambda s: s.reader is None):
         new = [part for part in source.parts if part not in given]

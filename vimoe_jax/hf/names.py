@@ -31,7 +31,7 @@ from vimoe_jax.model.stack import layer_places
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One kind of parameter.
+    """One line of the table: a parameter and its tensors.
 
     Attributes:
       ours: its path, without the place in the stack ("decoder.blocks.norm1.scale").
@@ -57,7 +57,7 @@ _GATED = {"i": ("gate", "up")}
 
 
 def _attention(part: str, layer: str, *, bias: bool, out: str) -> tuple[Line, ...]:
-    """Queries, keys, values and output of one kind of layer."""
+    """Queries, keys, values and output of one form of layer."""
     lines = []
     for name in ("q", "k", "v"):
         ours, hf = f"{part}.blocks.attention.{name}", f"{layer}self_attn.{name}_proj"
@@ -220,12 +220,12 @@ class Piece:
 
     Attributes:
       ours: the parameter's path.
-      index: what part of the parameter the tensor is: `params[ours][index]`.
-      axes: names of that part's axes ("v" is the vocabulary, "p" the patches).
-      part: its shape.
+      index: which piece of the parameter the tensor is: `params[ours][index]`.
+      axes: names of that piece's axes ("v" is the vocabulary, "p" the patches).
+      part: the shape of that piece.
       hf: the tensor's name.
       shape: the tensor's shape.
-      order: of the part's axes in the tensor, before merging.
+      order: of the piece's axes in the tensor, before merging.
     """
 
     ours: str
@@ -253,8 +253,8 @@ def pieces(
 
     Args:
       blueprint: the model.
-      fused_experts: with the experts of a layer as one tensor, instead of one an expert.
-      table: the names of another kind of file.
+      fused_experts: with the experts of a layer as one tensor, instead of one per expert.
+      table: the names of another file format.
     """
     lines = {line.ours: line for line in (*table, *(FUSED_EXPERTS if fused_experts else ()))}
     for name, shape in blueprint.shapes().items():

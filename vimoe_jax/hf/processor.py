@@ -49,7 +49,7 @@ def write(folder: Path, c: Config, tokenizer: Tokenizer) -> None:
         "data.max_pictures": c.data.max_pictures,
         "eval.max_new_tokens": c.eval.max_new_tokens,
     }
-    write_json(folder / ASKING_FILE, asking)
+    files.write_json(folder / ASKING_FILE, asking)
     template = chat_template(c, roles["image"], None if is_stock(tokenizer) else roles["eos"])
     files.write_text(folder / "chat_template.jinja", template)
 

@@ -1,7 +1,7 @@
 """Tensors in files, read one at a time: safetensors (one file or shards), big_vision's `.npz`.
 
 Nothing is unpickled, and nothing is mapped into memory: a reader holds no more than the tensor that
-was asked for.
+it reads.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def open_source(path: Path) -> Source:
     """Looks at a path; reads no tensor yet.
 
     Raises:
-      UserError: it is nothing of the kinds that can be read.
+      UserError: it is none of the formats that can be read.
     """
     if path.suffix == ".npz":
         return _big_vision(path)
@@ -125,7 +125,7 @@ def _with_files(source: Source) -> Source:
     if "decoder" in source.parts:
         fields = source.model["decoder"]
         if "connector" in source.parts and _TIED not in reader.shapes:
-            # Older versions said so in the decoder's part of the file only.
+            # Older versions have it in the decoder's section of the file only.
             text = read_object(path / "config.json").get("text_config") or {}
             fields["tie_embeddings"] |= bool(text.get("tie_word_embeddings"))
         if fields.get("tie_embeddings"):

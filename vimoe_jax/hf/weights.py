@@ -37,7 +37,7 @@ def read(c: Config, given: dict[str, Source], dtype: str) -> Params:
 
     Args:
       c: of the new run.
-      given: whose each part is; a part of nobody's is drawn as for a new run.
+      given: the source of each part; a part without a source is drawn as for a new run.
       dtype: of the result.
 
     Raises:
@@ -89,7 +89,7 @@ def save(params: Params, workdir: Path) -> None:
         manifest.write(folder / "0")
     except OSError as e:
         raise UserError(f"{e.filename or folder}: {e.strerror or e}") from None
-    except Exception as e:  # TensorStore tells of the file system's errors inside ValueErrors
+    except Exception as e:  # TensorStore wraps the file system's errors in ValueErrors
         raise UserError(f"{folder}: checkpoint not written: {' '.join(str(e).split())}") from None
 
 
@@ -144,7 +144,7 @@ def _complaint(piece: Piece, shape: tuple[int, ...] | None) -> str | None:
 
 
 def brief(tensors: list[str]) -> list[str]:
-    """Names that differ in their numbers only as one: all are still told.
+    """Names that differ in their numbers only as one that lists the numbers.
 
     >>> brief(["layers.0.q", "layers.1.q", "layers.3.q", "norm"])
     ['layers.{0-1,3}.q', 'norm']
@@ -184,7 +184,7 @@ def _place(
     sharding: NamedSharding,
     bad: dict[str, None],
 ) -> jax.Array:
-    """One parameter on its devices; each device's part is put together by itself."""
+    """One parameter on its devices; each device's piece is put together by itself."""
     devices: dict[tuple[tuple[int, int], ...], list[Any]] = defaultdict(list)
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         bounds = (s.indices(size)[:2] for s, size in zip(index or (), shape, strict=True))
@@ -204,7 +204,7 @@ def _place(
 def _within(
     index: tuple[int | slice, ...], bounds: tuple[tuple[int, int], ...]
 ) -> tuple[tuple[int | slice, ...], tuple[slice, ...]] | None:
-    """Where a piece lies in a device's part, and which part of the piece; None if outside."""
+    """Where a tensor lies in a device's piece, and which of its rows; None if outside."""
     target: list[int | slice] = []
     part: list[slice] = []
     for i, (start, stop) in zip(index, bounds, strict=True):
@@ -301,7 +301,7 @@ def _from_workdirs(
 
 
 def _drawn(blueprint: Blueprint, wanted: list[str], seed: int, mesh: Mesh, dtype: str) -> Params:
-    """The parameters that nobody has, as a new run would draw them."""
+    """The parameters that no source has, as a new run would draw them."""
     if not wanted:
         return {}
     where = blueprint.shardings(mesh)

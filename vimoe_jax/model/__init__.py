@@ -1,1 +1,1 @@
-"""Image and tokens to logits."""
+"""Pictures and tokens to logits: tower, connector, decoder."""

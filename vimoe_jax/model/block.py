@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vimoe_jax.model.layers import MLP, Attention, KVCache, LayerNorm, RMSNorm
 from vimoe_jax.model.tokens import NUM_KINDS, Places
 from vimoe_jax.moe.block import MoE
+from vimoe_jax.moe.experts import MLPSettings
 from vimoe_jax.moe.options import MoEOptions
 from vimoe_jax.moe.stats import MoEStats
 from vimoe_jax.parallel.rules import constrain
@@ -79,7 +80,9 @@ class Block(nnx.Module):
             implementation=s.attention,
         )
         self.norm2 = norm(s.width, s.norm_eps, rngs=rngs)
-        mlp = dict(activation=s.activation, bias=s.bias, dtype=s.dtype, rngs=rngs, out_scale=scale)
+        mlp = MLPSettings(
+            activation=s.activation, bias=s.bias, dtype=s.dtype, rngs=rngs, out_scale=scale
+        )
         if moe is None:
             self.mlp = MLP(s.width, s.mlp_dim, s.width, **mlp)
         else:

@@ -5,9 +5,12 @@ Parameters are float32, products run in the module's `dtype`, statistics and sof
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vimoe_jax.base import struct
@@ -57,7 +60,7 @@ class MLP(nnx.Module):
         *,
         activation: str,
         bias: bool,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
         out_scale: float = 1.0,
     ):
@@ -114,7 +117,7 @@ class Attention(nnx.Module):
         *,
         bias: bool,
         qk_norm_eps: float | None,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
         out_scale: float = 1.0,
         implementation: str = "auto",
@@ -171,9 +174,11 @@ class Attention(nnx.Module):
             k, v = cache.k, cache.v
         q = constrain(q, ("batch", None, "heads", None))
         mask = None if mask is None else mask[:, None]
-        how = self.implementation
-        if how == "auto":
-            how = "cudnn" if cache is None and _cudnn_takes(q) else "xla"
+        how: Literal["xla", "cudnn"] = "xla"
+        if self.implementation == "cudnn" or (
+            self.implementation == "auto" and cache is None and _cudnn_takes(q)
+        ):
+            how = "cudnn"
         y = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=how)
         out = jnp.einsum("bshn,hnd->bsd", y, self.out[...].astype(self.dtype))
         if self.bias:

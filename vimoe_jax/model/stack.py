@@ -77,7 +77,7 @@ def layer_places(part: Part) -> tuple[tuple[str, int | None], ...]:
 
 
 # (layer, x, cache, key) -> (x, cache, report)
-Apply = Callable[[nnx.Module, jax.Array, Any, jax.Array | None], tuple[jax.Array, Any, Any]]
+Apply = Callable[[Any, jax.Array, Any, jax.Array | None], tuple[jax.Array, Any, Any]]
 
 
 class Stack(nnx.Module):

@@ -20,10 +20,12 @@ from vimoe_jax.model.loss import TokenLoss, cross_entropy
 from vimoe_jax.model.tokens import Layout, Places, TokenKind
 from vimoe_jax.model.vision import VisionTower
 from vimoe_jax.moe.block import MoE, weighted_losses
+from vimoe_jax.moe.experts import MLPSettings
 from vimoe_jax.moe.stats import MoEStats
 
 # The MoE reports of each part that has any, a leading axis over its MoE layers.
 Reports = dict[PartName, MoEStats]
+_Found = dict[PartName, MoEStats | None]
 
 
 @struct.dataclass
@@ -51,19 +53,33 @@ class VLM(nnx.Module):
     def __init__(self, c: config_lib.Model, vocab_size: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.config = c
         self.num_patches = c.num_patches
-        both = dict(
-            dtype=dtype, attention=c.attention, scan=dict(remat=c.remat, unroll=c.unroll), rngs=rngs
+        scan = dict(remat=c.remat, unroll=c.unroll)
+        self.vision = VisionTower(
+            c.vision,
+            c.image_size,
+            c.patch_size,
+            dtype=dtype,
+            attention=c.attention,
+            scan=scan,
+            rngs=rngs,
         )
-        self.vision = VisionTower(c.vision, c.image_size, c.patch_size, **both)
         width = c.decoder.width
-        mlp = dict(activation="gelu", bias=True, dtype=dtype, rngs=rngs)
+        mlp = MLPSettings(activation="gelu", bias=True, dtype=dtype, rngs=rngs)
         if c.connector.moe.num_experts:
             ids = self.num_patches
             self.connector = MoE(c.connector.moe, c.vision.width, width, width, **mlp, num_ids=ids)
         else:
             self.connector = MLP(c.vision.width, width, width, **mlp)
         self.vocab_size = vocab_size
-        self.decoder = Decoder(c.decoder, vocab_size, self.num_patches, **both)
+        self.decoder = Decoder(
+            c.decoder,
+            vocab_size,
+            self.num_patches,
+            dtype=dtype,
+            attention=c.attention,
+            scan=scan,
+            rngs=rngs,
+        )
 
     def encode(
         self,
@@ -93,20 +109,21 @@ class VLM(nnx.Module):
         x, in_connector = mix(self.connector, x, places, keys[1])
         if in_connector is not None:
             in_connector = jax.tree.map(lambda a: a[None], in_connector)
-        reports = {"vision": in_vision, "connector": in_connector}
+        reports: _Found = {"vision": in_vision, "connector": in_connector}
         return x.reshape(rows, most * self.num_patches, -1), _present(reports)
 
     def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> Output:
         """Teacher-forced pass over a batch of rows.
 
         Args:
-          batch: on the device.
+          batch: on the device, or of NumPy.
           key: given in training only.
         """
+        batch = jax.tree.map(jnp.asarray, batch)
         keys = (None, None) if key is None else jax.random.split(key)
         layout = self.layout(batch.tokens, batch.pictures.shape[1])
         kind = tokens_lib.token_kinds(layout.is_picture, batch.weights)
-        x, reports = self.embed(batch.pictures, batch.tokens, layout, keys[0])
+        x, encoding = self.embed(batch.pictures, batch.tokens, layout, keys[0])
         x, _, in_decoder = self.decoder(
             x,
             batch.positions,
@@ -114,7 +131,7 @@ class VLM(nnx.Module):
             self.places(batch.tokens, layout, batch.segments != 0, kind),
             key=keys[1],
         )
-        reports = _present(reports | {"decoder": in_decoder})
+        reports: Reports = encoding | _present({"decoder": in_decoder})
         return Output(layout.text(x), reports, self._auxiliary_loss(reports))
 
     def loss(self, batch: Batch, *, key: jax.Array | None = None) -> tuple[TokenLoss, Output]:
@@ -124,6 +141,7 @@ class VLM(nnx.Module):
 
     def token_loss(self, hidden: Float[Array, "B T D"], batch: Batch) -> TokenLoss:
         """The cross-entropy of the answers, from the text tokens' final hidden states."""
+        batch = jax.tree.map(jnp.asarray, batch)
         layout = self.layout(batch.tokens, batch.pictures.shape[1])
         targets, weights = layout.text(batch.targets), layout.text(batch.weights)
         return cross_entropy(hidden, self.decoder.output_matrix(), targets, weights)
@@ -165,7 +183,7 @@ class VLM(nnx.Module):
         return jnp.einsum("...d,vd->...v", hidden, matrix, preferred_element_type=jnp.float32)
 
 
-def _present(reports: dict[PartName, MoEStats | None]) -> Reports:
+def _present(reports: _Found) -> Reports:
     """Leaves out the parts that have no MoE layer."""
     return {part: report for part, report in reports.items() if report is not None}
 

@@ -1,1 +1,1 @@
-"""Tokens to tokens, through experts; knows nothing of vision or language."""
+"""Tokens to tokens through experts; knows nothing of vision or language."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vimoe_jax.base.schema import FieldError
 from vimoe_jax.moe import dispatch
-from vimoe_jax.moe.experts import Experts, check_mlp
+from vimoe_jax.moe.experts import Experts, MLPSettings, check_mlp
 from vimoe_jax.moe.options import MoEOptions, layer_complaints
 from vimoe_jax.moe.routers import base as routers
 from vimoe_jax.moe.stats import MoEStats, collect
@@ -53,7 +53,9 @@ class MoE(nnx.Module):
             raise FieldError("MoE", f"options.{complaint}")
         self.options = o = options
         e = self.num_experts = o.experts
-        mlp = dict(activation=activation, bias=bias, dtype=dtype, rngs=rngs, out_scale=out_scale)
+        mlp = MLPSettings(
+            activation=activation, bias=bias, dtype=dtype, rngs=rngs, out_scale=out_scale
+        )
         made = routers.make(o).variables(in_dim, num_ids=num_ids, rngs=rngs)
         self.router_variables = tuple(made)
         for name, variable in made.items():

@@ -26,18 +26,19 @@ from jaxtyping import Array, Float, Int
 
 from vimoe_jax.base import struct
 from vimoe_jax.moe.routing import Assignment
+from vimoe_jax.parallel.rules import AnyMesh
 
 AXIS = "expert"
 
 
-def parts(mesh: Mesh) -> int:
+def parts(mesh: AnyMesh) -> int:
     """In how many parts a piece travels at its true length; 0 if pieces travel padded to S rows.
 
     XLA on CPU knows no ragged all-to-all. On the GPUs of one process XLA copies with a kernel of
     few threads a part: whole pieces took 380 ms of a step where all-to-all of buffers took 9
     (benchmarks/results.md).
     """
-    return 1 if mesh.devices.flat[0].platform == "tpu" else 0
+    return int(isinstance(mesh, Mesh) and mesh.devices.flat[0].platform == "tpu")
 
 
 def slots(choices: int, devices: int, factor: float) -> int:

@@ -6,6 +6,7 @@ The dense MLP, `vimoe_jax.model.layers.MLP`, has the same weights without the le
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Required, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,16 @@ ACTIVATIONS: dict[str, tuple[int, Callable[..., jax.Array]]] = {
     "gelu_tanh": (1, lambda x: jax.nn.gelu(x, approximate=True)),
     "gelu": (1, lambda x: jax.nn.gelu(x, approximate=False)),
 }
+
+
+class MLPSettings(TypedDict, total=False):
+    """What MLPs, experts and MoE layers share; `out_scale` may be left out."""
+
+    activation: Required[str]
+    bias: Required[bool]
+    dtype: Required[DTypeLike]
+    rngs: Required[nnx.Rngs]
+    out_scale: float
 
 
 def check_mlp(owner: str, activation: str, **dims: object) -> None:

@@ -1,1 +1,1 @@
-"""The mesh, and the one table from logical axes to mesh axes."""
+"""The mesh, the table from logical axes to mesh axes, processes, devices."""

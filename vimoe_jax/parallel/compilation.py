@@ -11,6 +11,7 @@ import jax
 
 from vimoe_jax.base.host import cache_folder
 
+_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _SECONDS = 0.5  # of compiling, from which on a program is kept
 
 
@@ -20,7 +21,7 @@ def keep_compiled() -> None:
     Nothing happens where JAX has a folder already (`JAX_COMPILATION_CACHE_DIR`), or where that
     variable is empty: who sets it decides. A folder that cannot be written costs nothing.
     """
-    if jax.config.jax_compilation_cache_dir or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if jax.config.values["jax_compilation_cache_dir"] or _VARIABLE in os.environ:
         return
     jax.config.update("jax_compilation_cache_dir", str(cache_folder() / f"xla-{_machine()}"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
@@ -28,7 +29,7 @@ def keep_compiled() -> None:
 
 
 def _machine() -> str:
-    """The devices' kind; of CPUs also their instructions, which programs are compiled for.
+    """The devices' type; of CPUs also their instructions, which programs are compiled for.
 
     JAX's keys leave the latter out, and machines of a cluster may share a home folder.
     """

@@ -29,7 +29,7 @@ from vimoe_jax.base import cli, progress, values
 from vimoe_jax.base.errors import UserError, exit_on_user_error
 from vimoe_jax.base.schema import at_least
 
-# Exit code of a process whose peers are gone: EX_TEMPFAIL, the same command again goes on.
+# Exit code of a process whose peers are gone: EX_TEMPFAIL, the same command again continues.
 LOST = 75
 
 _HEARTBEAT = 30  # seconds without a sign of life until a process counts as dead
@@ -103,7 +103,7 @@ def find_place(options: Options, env: Mapping[str, str]) -> Place | str | None:
       env: environment variables.
 
     Returns:
-      A place; or the name of a platform that tells JAX itself; or None for a process that is alone.
+      A place; or the name of a platform that JAX reads itself; or None for a process that is alone.
 
     Raises:
       UserError: some of the options or variables are missing, or do not fit together.
@@ -207,7 +207,7 @@ def start(options: Options, env: Mapping[str, str] | None = None) -> None:
 
 
 def _reach(place: Place, timeout: int) -> None:
-    """Finds out what JAX would end the process for: a port that is taken, or nobody there."""
+    """Finds out what JAX would end the process for: a port that is taken, or no answer."""
     host, _, port = place.coordinator.rpartition(":")
     if place.process_id == 0:
         try:
@@ -396,10 +396,10 @@ class AnyProcess:
 
 
 def agree_on_first(key: str, find: Callable[[], Any], timeout: float = 900) -> Any:
-    """What process 0 finds, for all: of what is measured, processes must not think differently.
+    """What process 0 finds, for all: a measurement may differ between processes.
 
     Args:
-      key: names what is found; asked for once in a run.
+      key: names what is found; used once per run.
       find: gives something that JSON can hold; called by process 0 alone.
       timeout: seconds that the others wait.
     """

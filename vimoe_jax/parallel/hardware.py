@@ -17,13 +17,13 @@ class Chip:
     """One accelerator.
 
     Attributes:
-      name: as `--topology` says it.
+      name: as `--topology` writes it.
       platform: "tpu", "gpu" or "cpu".
       memory: bytes that a program may use: of TPUs, what their compiler says is available.
       flops: bfloat16 FLOP/s.
-      hbm: bytes a second between memory and chip.
-      link: bytes a second in one direction: of one torus link (TPU), of all NVLinks (GPU).
-      network: bytes a second in one direction that one chip has beyond its node; 0 for TPUs.
+      hbm: bytes per second between memory and chip.
+      link: bytes per second in one direction: of one torus link (TPU), of all NVLinks (GPU).
+      network: bytes per second in one direction that one chip has beyond its node; 0 for TPUs.
       node: chips that `link` joins without the network; 0 for TPUs, whose links reach all of a pod.
       wraps: a torus axis of a multiple of this many chips is a ring; others are lines.
     """

@@ -15,7 +15,7 @@ def lookup(table: Float[Array, "V D"], tokens: Int[Array, "B S"]) -> Float[Array
     """`table[tokens]` on the active mesh, the batch split.
 
     What travels is the smaller: the table to all devices and its gradient back, or all tokens to
-    each part of the table and their rows back (Shoeybi et al. 2019, arXiv:1909.08053).
+    each piece of the table and their rows back (Shoeybi et al. 2019, arXiv:1909.08053).
 
     Args:
       table: split as parameters are kept.

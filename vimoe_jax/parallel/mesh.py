@@ -16,7 +16,7 @@ from vimoe_jax.parallel import hardware, rules
 
 T = TypeVar("T")
 
-_UNKNOWN_MEMORY = 16 * 2**30  # of a device that tells nothing
+_UNKNOWN_MEMORY = 16 * 2**30  # of a device that reports none
 
 
 def describe(mesh: Mesh) -> str:
@@ -26,7 +26,7 @@ def describe(mesh: Mesh) -> str:
 
 
 def memory(device: Any) -> float:
-    """Bytes that a device may use: as it says itself, else by its kind's data sheet."""
+    """Bytes that a device may use: as it reports, else as its data sheet has it."""
     try:
         stats = device.memory_stats() or {}
     except (jax.errors.JaxRuntimeError, NotImplementedError):

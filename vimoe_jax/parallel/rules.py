@@ -69,15 +69,15 @@ def spec(
     """The partition of an array with these logical axes.
 
     A mesh axis that does not divide its dimension is left out (the array is replicated over it),
-    and no mesh axis is used twice: the first dimension that asks for it gets it.
+    and no mesh axis is used twice: the first dimension that names it gets it.
 
     Args:
       axes: of each dimension; None is never split.
       shape: of the array.
       mesh: the axes' sizes.
       over: further mesh axes to split a matrix over (`KEPT`, `BETWEEN` or `WHOLE`), each along the
-        first dimension that it divides, layers left out: a layer's parts then follow each other,
-        and are gathered without being transposed.
+        first dimension that it divides, layers left out: a layer's pieces then follow each
+        other, and are gathered without being transposed.
     """
     # Split along their number over `expert` and another axis, but not over all that the gradient is
     # summed over, experts' gradients come out wrong: XLA's partitioner, as in its
@@ -125,7 +125,7 @@ def _gather(x, there, back):
 
 
 def _gather_bwd(there, back, _, d_x):
-    # Said here, or each device would get the whole sum, to keep a part of it.
+    # Without this, each device would get the whole sum and keep a piece of it.
     return (jax.lax.with_sharding_constraint(d_x, back),)
 
 

@@ -1,4 +1,4 @@
-"""A pod without a pod: compiles a configuration's training step for a machine and runs nothing.
+"""The training step compiled for a machine that is not there; nothing runs.
 
     python -m vimoe_jax.main --config=configs/moe_10b.py --plan --topology=v5p:8x8x4 [--out=F.json]
 

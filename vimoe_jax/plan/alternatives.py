@@ -31,8 +31,8 @@ class Alternative:
 
     Attributes:
       change: what is set, in the form of the command line.
-      state: bytes a device of parameters and optimizer state.
-      total: estimated bytes a device of all.
+      state: bytes per device of parameters and optimizer state.
+      total: estimated bytes per device of all.
     """
 
     change: str
@@ -49,7 +49,7 @@ def alternatives(
       c: the configuration that was compiled.
       blueprint: its model.
       mesh: its devices.
-      total: bytes a device that it needs.
+      total: bytes per device that it needs.
     """
     sizes = dict(mesh.shape)
     state = device_bytes(Program.create(c, blueprint, mesh).abstract())

@@ -40,7 +40,7 @@ class Collective:
       in_loop: whether it is inside a loop (a scan over layers, microbatches or chunks).
       count: times it runs in one call; a loop of unknown length counts as one round.
       group: devices that exchange with each other.
-      name: where it comes from, by JAX's name stack ("" if not told).
+      name: where it comes from, by JAX's name stack ("" if unknown).
     """
 
     kind: str
@@ -54,7 +54,7 @@ class Collective:
 
     @property
     def sent(self) -> int:
-        """Bytes that a device sends in all runs, if each part is sent no more often than needed."""
+        """Bytes that a device sends in all runs, if each piece is sent as rarely as possible."""
         others = (self.group - 1) / self.group
         factor = {"all-reduce": 2 * others, "collective-permute": 1, "collective-broadcast": 1}
         return round(self.count * self.bytes * factor.get(self.kind, others))
@@ -157,7 +157,7 @@ def _by_mesh_axes(axes: str, order: str | None, chosen: str) -> list[list[int]]:
         (name, int(before or 1), int(length or sizes[name]))
         for name, before, length in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen)
     ]
-    # An axis that is used in part is cut where the part begins and ends.
+    # An axis that is used in part is cut where that piece begins and ends.
     factors = []  # (axis, product of its factors before this one, this one)
     for name, size in sizes.items():
         used = [(before, before * length) for part, before, length in parts if part == name]

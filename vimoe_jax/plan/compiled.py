@@ -19,7 +19,7 @@ from vimoe_jax.train.program import Program
 
 
 class OutOfMemory(Exception):
-    """The compiler found no place for the program; `needed` bytes a device, if it told."""
+    """The compiler found no place for the program; `needed` bytes per device, if known."""
 
     def __init__(self, message: str, needed: float | None):
         super().__init__(message)
@@ -32,9 +32,9 @@ class Compiled:
 
     Attributes:
       text: of the program that one device runs.
-      arguments: bytes a device of state and batch; the new state takes the old one's place.
-      temporaries: bytes a device of what lives during the step only.
-      outputs: bytes a device of results that take no argument's place.
+      arguments: bytes per device of state and batch; the new state takes the old one's place.
+      temporaries: bytes per device of what lives during the step only.
+      outputs: bytes per device of results that take no argument's place.
       code: bytes of the program itself.
       trace_s: seconds from Python to the whole machine's program.
       compile_s: seconds from there to one device's.

@@ -43,7 +43,7 @@ def dot_flops(i: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> 
 
 
 def convolution_flops(i: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
-    """Products that meet an input, not its padding: TPU programs write batched products so.
+    """Products with an input, not with its padding: TPU programs write batched products so.
 
     A batch axis becomes a window as long as the batch, dilated or padded so that each result sees
     its own element only.

@@ -62,7 +62,7 @@ def make(c: Config, name: str, *, others: bool = True) -> Plan:
 
 
 def _vocabulary(c: Config) -> int:
-    """V: told, of the tokenizer's file, or the most that one trained by the run may have."""
+    """V: configured, or of the tokenizer's file, or the most that the run's own may have."""
     if c.model.decoder.vocab_size:
         return c.model.decoder.vocab_size
     if not c.data.tokenizer:

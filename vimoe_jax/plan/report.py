@@ -17,15 +17,15 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that a plan found out.
+    """What a plan computes.
 
     Attributes:
       machine: its name.
       devices: how many.
       mesh: devices along each axis.
       parameters: total and active.
-      capacity: bytes of memory a device; None if unknown.
-      needed: bytes a device that the step needs; None if the compiler did not say.
+      capacity: bytes of memory per device; None if unknown.
+      needed: bytes per device that the step needs; None if the compiler reports none.
       compiled: the step; None if it does not fit.
       model_flops: of a step, all devices together.
       flops: of the program, one device.
@@ -33,7 +33,7 @@ class Plan:
       sent: the program's collective operations.
       roofline: None without a chip that the table knows.
       alternatives: other settings' memory.
-      caveats: what this plan cannot say.
+      caveats: what this plan leaves out.
     """
 
     machine: str

@@ -75,7 +75,7 @@ def roofline(
     sent: Iterable[Collective],
     useful: float,
 ) -> Roofline:
-    """The roofline of a program on chips of a kind.
+    """The roofline of a program on chips of one type.
 
     Args:
       chip: what the machine is made of.

@@ -17,7 +17,7 @@ from vimoe_jax.parallel import hardware
 from vimoe_jax.parallel.hardware import Chip
 
 INSTALL = "pip install -r requirements-plan.txt"
-# The compiler asks a real TPU's metadata server who it is, unless all is said.
+# The compiler queries a real TPU's metadata server, unless these variables are set.
 _NOT_A_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no device is claimed: plans may run side by side
@@ -34,12 +34,12 @@ class Target:
     """A machine.
 
     Attributes:
-      name: as it was asked for, "v5p:8x8x4"; of the devices at hand, their kind.
+      name: as `--topology` names it, "v5p:8x8x4"; of this machine's devices, their type.
       chip: what it is made of; None if the table does not know it.
       shape: chips along each axis of the torus; one number for GPUs.
       devices: to compile for.
-      exact: whether `devices` are of the machine's own kind; else the program is compiled for as
-        many CPU devices, which tells what is split and sent, but not that kind's code.
+      exact: whether `devices` are of the machine's own type; else the program is compiled for as
+        many CPU devices: what is split and sent is the same, but not the code.
     """
 
     name: str
@@ -93,7 +93,7 @@ def _tpu_devices(text: str, chip: Chip, shape: tuple[int, ...]) -> list[Any]:
     from jax.experimental import topologies
 
     name = f"{chip.name}:{'x'.join(map(str, shape))}"
-    # A v4 chip's two cores work as one, as they do unless one asks for them.
+    # A v4 chip's two cores work as one, which is the default.
     options = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
     try:
         devices = list(topologies.get_topology_desc(name, "tpu", **options).devices)

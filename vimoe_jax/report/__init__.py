@@ -1,1 +1,1 @@
-"""A run's report: one HTML page, and pictures for documents."""
+"""A run's page and its pictures, made from the files in its workdir."""

@@ -26,7 +26,7 @@ class Options(cli.Options):
 
 
 def execute(options: Options) -> int:
-    """Writes the report, and the pictures."""
+    """Writes the page, and the pictures."""
     print(page.write_report(options.workdir))
     if options.grid is not None:
         from vimoe_jax.report.grid import save_grid_png

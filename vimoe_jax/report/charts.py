@@ -1,4 +1,4 @@
-"""The report's charts: SVG and plain HTML, coloured by the page's style sheet."""
+"""The page's charts: SVG and plain HTML, coloured by the page's style sheet."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def layers_chart(
     Args:
       title: what the value is.
       steps: rising.
-      values: one list a step, one value a layer (None where there is none).
+      values: one list per step, one value per layer (None where there is none).
       names: of the layers.
       note: a few words under the title.
       share: the values are fractions, written as per cent.
@@ -307,11 +307,11 @@ def bar_rows(rows: Sequence[tuple[str, str, Sequence[Bar]]]) -> Html:
 
 
 def expert_chart(load: Sequence[float], by_kind: dict[str, Sequence[float]]) -> Html:
-    """Bars of each expert's share with the balanced line, and a heat map row a token kind.
+    """Bars of each expert's share with the balanced line, and one heat map row per token kind.
 
     Args:
       load: E shares that sum to 1.
-      by_kind: the same of each kind of token.
+      by_kind: the same of each token kind.
     """
     count, row, left, top, bars = len(load), 20, 62, 16, 96
     balanced = 1 / count

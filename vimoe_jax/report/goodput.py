@@ -1,19 +1,20 @@
-"""The report's bar of wall time: how much of it went into steps, and where the rest went."""
+"""The page's bar of wall time: the share of steps, and of everything else."""
 
 from __future__ import annotations
 
 from vimoe_jax.report.markup import Html, percent, tag
+from vimoe_jax.report.meanings import meaning
 from vimoe_jax.report.workdir import Run
 
-# By `time/…` in metrics.jsonl: what it is called, what it is, its colour.
+# By `time/…` in metrics.jsonl: what it is called, its colour.
 _KINDS = {
-    "steps": ("steps", "optimizer steps", "var(--c1)"),
-    "compile": ("compiling", "the first step after each start", "var(--c2)"),
-    "data": ("waiting for data", "in the input pipeline", "var(--c3)"),
-    "save": ("saving", "checkpoints, as far as the loop waited", "var(--right)"),
-    "eval": ("validating", "the validation loss", "var(--soft)"),
-    "start": ("starting", "from the process' start to its first batch", "var(--wrong)"),
-    "redone": ("done again", "steps lost with a crash", "var(--ink)"),
+    "steps": ("steps", "var(--c1)"),
+    "compile": ("compiling", "var(--c2)"),
+    "data": ("waiting for data", "var(--c3)"),
+    "save": ("saving", "var(--right)"),
+    "eval": ("validating", "var(--soft)"),
+    "start": ("starting", "var(--wrong)"),
+    "redone": ("done again", "var(--ink)"),
 }
 
 
@@ -26,9 +27,10 @@ def goodput(run: Run) -> Html | None:
         return None
     parts, legend = [], []
     for kind, seconds in spent.items():
-        name, meaning, color = _KINDS[kind]
+        name, color = _KINDS[kind]
         share = seconds / total
-        title = f"{name} ({meaning}): {duration(seconds)}, {percent(share)}"
+        text = meaning(f"time/{kind}").meaning
+        title = f"{name}: {duration(seconds)}, {percent(share)}. {text}"
         style = f"width:{100 * share:.3f}%;background:{color}"
         parts.append(tag("i", style=style, title=title))
         key = tag("i", class_="key", style=f"background:{color}")

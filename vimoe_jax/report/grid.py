@@ -23,7 +23,7 @@ _ROW = 26  # height of a line of text
 
 
 def save_grid_png(workdir: Path, path: Path) -> None:
-    """Draws about eight test pictures with questions and answers, chosen as in the report.
+    """Draws about eight test pictures with questions and answers, chosen as in the page.
 
     Args:
       workdir: of a run that was evaluated.
@@ -40,7 +40,7 @@ def save_grid_png(workdir: Path, path: Path) -> None:
     for k, (index, rows) in enumerate(report_data.gallery(split, _PICTURES, vqa.TASKS)):
         picture = _open(split.images[index])
         if picture is not None:
-            # The report's rule: the k-th picture shows its questions k, k+1, … counted round.
+            # The page's rule: the k-th picture shows its questions k, k+1, … counted round.
             count = min(_QUESTIONS, len(rows))
             chosen.append((picture, [rows[(k + j) % len(rows)] for j in range(count)]))
     if not chosen:

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else."""
+"""The page of a run: one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def write_report(workdir: Path) -> Path:
     """Writes `DIR/report.html`, whole or not at all; what is missing in DIR is left out.
 
     Returns:
-      The report's path.
+      The page's path.
 
     Raises:
       UserError: there is no such folder, or the file cannot be written.

@@ -1,4 +1,4 @@
-"""The report's sections, each from what was read to markup; None where there is nothing to show."""
+"""The page's sections, each from what was read to markup; None where there is nothing to show."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vimoe_jax.scores.predictions import Prediction
 from vimoe_jax.text.normalize import Profile
 
 _PICTURES = 24  # of the first split; half as many of each other
-_QUESTIONS = 3  # a picture
+_QUESTIONS = 3  # per picture
 _CAPTIONS = 8
 _FLOORS = ("vqa/floor_per_type", "vqa/floor_majority", "vqa/floor_question_only")
 
@@ -184,8 +184,8 @@ def training(run: Run) -> Html | None:
 
 
 def _moe_charts(run: Run) -> Iterator[Html | None]:
-    """What MoE layers reported: by part of the model, by kind of token, by layer."""
-    curves: dict[str, dict[str, Any]] = {}  # by last part of the name, then by part of the model
+    """The MoE reports: by part, by token kind, by layer."""
+    curves: dict[str, dict[str, Any]] = {}  # by last word of the name, then by part
     for name, curve in run.curves.items():
         if name.startswith("train/moe/"):
             part, _, kind = name.removeprefix("train/moe/").rpartition("/")
@@ -255,7 +255,7 @@ def _moe_charts(run: Run) -> Iterator[Html | None]:
 
 
 def _layer_names(run: Run, part: str, count: int) -> list[str]:
-    """By their place among all layers, if the configuration says it, else among MoE layers."""
+    """By their place among all layers, if the configuration has it, else among MoE layers."""
     numbers = run.moe(part)[1]
     if len(numbers) == count:
         return [f"layer {n}" for n in numbers]
@@ -366,7 +366,7 @@ def _caption(split: Split, index: int, p: Prediction) -> Html:
 
 
 def experts(run: Run) -> Html | None:
-    """Each MoE layer's load, balanced or not, and which kinds of token go where."""
+    """Each MoE layer's load, balanced or not, and which token kinds go where."""
     shown = [s for s in run.splits if s.experts]
     if not shown:
         return None

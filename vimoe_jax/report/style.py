@@ -1,4 +1,4 @@
-"""The report's style sheet and script: inlined, so that the page is one file."""
+"""The page's style sheet and script: inlined, so that the page is one file."""
 
 CSS = """
 :root{color-scheme:light dark;--bg:#f7f6f3;--card:#fff;--ink:#1d2026;--soft:#5c626d;--line:#e3e0d9;

@@ -1,4 +1,4 @@
-"""The report's tables: every metric with its meaning, every field of the configuration."""
+"""The page's tables: every metric with its meaning, every field of the configuration."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from vimoe_jax.base.metrics import COUNT, SHARE, Metric
 from vimoe_jax.report.markup import Html, join, number, percent, tag
-from vimoe_jax.report.meanings import KINDS, Meaning, meaning, moe_meaning, scoring
+from vimoe_jax.report.meanings import ARROWS, KINDS, meaning, moe_meaning, scoring
 from vimoe_jax.report.workdir import Run, Split
 
 _BY_TYPE = ("vqa/accuracy/", "vqa/floor_per_type/")
@@ -73,7 +74,7 @@ def _type_rows(scored: list[Split]) -> list[Html]:
 
 
 def layers(reports: list[dict[str, Any]]) -> Html:
-    """What the MoE layers reported at evaluation, a row a layer."""
+    """The MoE reports of the evaluation, one row per layer."""
     drops = [r.get("drop_fraction_by_kind", {}) for r in reports]
     columns = {
         "load_max_over_mean": [r.get("max_load", max(r["load"]) * len(r["load"])) for r in reports],
@@ -97,17 +98,17 @@ def layers(reports: list[dict[str, Any]]) -> Html:
     return tag("div", tag("div", table, class_="scroll"), class_="card", style="margin-top:14px")
 
 
-def _metric_row(m: Meaning, values: list[float | None]) -> Html:
+def _metric_row(m: Metric, values: list[float | None]) -> Html:
     return tag("tr", tag("td", _title(m)), [_cell(m, v) for v in values])
 
 
-def _title(m: Meaning) -> Html:
-    arrow = m.better and tag("span", f" {m.better}", class_="arrow")
-    return join(m.title, arrow, m.text and tag("small", m.text))
+def _title(m: Metric) -> Html:
+    arrow = ARROWS[m.better] and tag("span", f" {ARROWS[m.better]}", class_="arrow")
+    return join(m.title, arrow, m.meaning and tag("small", m.meaning))
 
 
-def _cell(m: Meaning, value: float | None) -> Html:
-    show = {"share": percent, "count": lambda v: f"{v:,.0f}"}.get(m.unit, number)
+def _cell(m: Metric, value: float | None) -> Html:
+    show = {SHARE: percent, COUNT: lambda v: f"{v:,.0f}"}.get(m.unit, number)
     return tag("td", "–" if value is None else show(value), class_="n")
 
 

@@ -1,4 +1,4 @@
-"""What a run left in its workdir, read for the report: whatever is there, in whatever state."""
+"""What a run left in its workdir, read for the page: whatever is there, in whatever state."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from vimoe_jax.scores import vqa
 from vimoe_jax.scores.predictions import Prediction
 from vimoe_jax.text.normalize import PLAIN, PROFILES, Profile
 
-_LARGEST_IMAGE = 4 << 20  # bytes; the report embeds thumbnails, not photographs
-_MOST_LAYERS = 1024  # of a part; what says more is broken
+_LARGEST_IMAGE = 4 << 20  # bytes; the page embeds thumbnails, not photographs
+_MOST_LAYERS = 1024  # of a part; a file with more is broken
 _LAYER_FACTS = ("max_load", "drop_fraction", "unserved_fraction", "entropy")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -30,10 +30,10 @@ class Split:
     Attributes:
       name: its folder's name under `eval/`, or what its metrics are called.
       metrics: by name without prefix, such as `vqa/accuracy`.
-      scoring: how texts were compared, as `metrics.json` says it; {} if it does not.
+      scoring: how texts were compared, as `metrics.json` has it; {} if it has not.
       predictions: all of them; [] if their file is missing or broken.
       images: thumbnails' paths by the picture's index.
-      experts: reports of the MoE layers, as `experts.json` has them, checked.
+      experts: the MoE reports, one per layer, as `experts.json` has them, checked.
     """
 
     name: str
@@ -56,14 +56,14 @@ class Split:
 
 @dataclasses.dataclass
 class Run:
-    """All of a workdir that a report shows.
+    """All of a workdir that a page shows.
 
     Attributes:
       config: nested dict, {} if missing.
       summary: `summary.json`, {} if missing.
       curves: (steps, values) of each metric logged while training.
       layer_curves: the same of each metric logged as `NAME_by_layer`, under NAME: lists of one
-        value a layer (None where it was not finite), all of one length.
+        value per layer (None where it was not finite), all of one length.
       splits: the evaluated splits, the main one first.
       problems: one sentence for each file that could not be read.
     """
@@ -154,7 +154,7 @@ def _metrics(path: Path, problems: list[str]) -> tuple[dict, dict, dict[str, dic
                 raise TypeError
             step = int(read)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            # A last line without its end is what a killed run leaves; others are worth a word.
+            # A last line without its end is what a killed run leaves; others are counted as broken.
             broken += bool(line.strip()) and (i < len(lines) - 1 or line.endswith(b"\n"))
             continue
         for name, value in row.items():

@@ -31,6 +31,7 @@ from vimoe_jax.base.errors import UserError
 from vimoe_jax.config.train import Checkpoint
 from vimoe_jax.run import manifest
 from vimoe_jax.run.state import Health, TrainState
+from vimoe_jax.run.workdir import Run
 
 _METRIC = "val/loss"
 # Where checkpoints go that are not kept: one that is half deleted must not look like one.
@@ -299,7 +300,7 @@ class _Best(policies.PreservationPolicy):
 
 
 def load_params(
-    run: Any, step: int | None = None, dtype: jax.typing.DTypeLike | None = None
+    run: Run, step: int | None = None, dtype: jax.typing.DTypeLike | None = None
 ) -> dict[str, jax.Array]:
     """The parameters of a `setup.Run`'s checkpoint, on its mesh.
 
@@ -329,6 +330,23 @@ def load_params(
         return checkpoints.read_params(shapes, step)
     finally:
         checkpoints.close()
+
+
+def best_step(run: Run) -> int:
+    """The step of a run's checkpoint with the lowest validation loss, or its newest.
+
+    Raises:
+      UserError: there is none.
+    """
+    directory = run.workdir / "checkpoints"
+    checkpoints = Checkpoints(directory, run.config.checkpoint, read_only=True)
+    try:
+        step = checkpoints.best_step()
+    finally:
+        checkpoints.close()
+    if step is None:
+        raise UserError(f"{directory}: no checkpoint here")
+    return step
 
 
 def _tree(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from vimoe_jax.parallel import distributed
 
 
 class MetricWriter:
-    """Appends one JSON object a line to `metrics.jsonl`, and the same numbers to TensorBoard.
+    """Appends one JSON object per line to `metrics.jsonl`, and the same numbers to TensorBoard.
 
     A run that resumes at step n first drops every line of a later step (those steps are about to be
     done again), and a last line that a crash left torn. Of several processes, the first writes.
@@ -39,7 +39,7 @@ class MetricWriter:
     def write(self, step: int, metrics: Mapping[str, float | Sequence[float]]) -> None:
         """One line; values that are not finite are written as null, which JSON can hold.
 
-        TensorBoard gets a list as one curve an entry, `NAME/0`, `NAME/1`, …
+        TensorBoard gets a list as one curve per entry, `NAME/0`, `NAME/1`, …
         """
         if not self._writes:
             return
@@ -103,7 +103,7 @@ def _clean(value: float | Sequence[float]) -> Any:
 
 
 def _keep_until(path: Path, step: int) -> dict[str, Any]:
-    """Drops lines of later steps; returns the last of them that says where time went, or {}."""
+    """Drops lines of later steps; returns the last of them that has the times, or {}."""
     kept, dropped = [], {}
     if not path.exists():
         return dropped

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from vimoe_jax.base import schema
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.config import Config
 from vimoe_jax.config.parts import parts_of
@@ -37,7 +36,7 @@ def for_run(c: Config, blueprint: Blueprint, devices: list[Any] | None = None) -
       UserError: the sizes do not fit the devices, the model's experts or the batch.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = schema.to_dict(c.mesh)
+    sizes = {axis: getattr(c.mesh, axis) for axis in rules.MESH_AXES}
     mesh = make_mesh(choose(c, blueprint, devices) if c.mesh.rule == "auto" else sizes, devices)
     for complaint in _complaints(c, dict(mesh.shape)):
         raise UserError(f"config.{complaint}")

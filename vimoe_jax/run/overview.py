@@ -15,12 +15,12 @@ def parameter_table(blueprint: Blueprint) -> str | None:
         from clu import parameter_overview
     except ImportError:
         return None
-    import jax
-
     shapes = blueprint.shapes()
     buffers = blueprint.buffers()
+    tables = {name for name in buffers if name.endswith(".table")}
+    # No memory behind them: one number each, as large as it has to seem.
     params = {
-        name: jax.ShapeDtypeStruct(shape, np.int32 if name.endswith(".table") else np.float32)
+        name: np.broadcast_to(np.zeros((), np.int32 if name in tables else np.float32), shape)
         for name, shape in shapes.items()
     }
     table = parameter_overview.get_parameter_overview(params, include_stats=False)

@@ -47,7 +47,7 @@ class TrainState:
     """Everything that training changes; float32 master weights.
 
     Attributes:
-      step: batches met; optimizer steps done, but for those that were skipped.
+      step: batches read, also those whose update was skipped.
       params: trainable parameters by dotted path.
       frozen: the others; no gradient is taken and no moments are kept for them. Router biases are
         among them: each step moves them by the load it saw.
@@ -61,8 +61,8 @@ class TrainState:
     opt_state: Any
     health: Health
 
-    def all_params(self) -> Params:
-        """Trainable and frozen together."""
+    def all_params(self) -> dict[str, Any]:
+        """Trainable and frozen together: arrays, or what stands for them in this tree."""
         return {**self.params, **self.frozen}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from vimoe_jax.text.tokenizers.sentencepiece import train_sentencepiece
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run's fixed parts."""
+    """What a run has and never changes."""
 
     config: Config
     workdir: Path
@@ -42,7 +42,7 @@ class Run:
 
     @functools.cached_property
     def train_source(self) -> Mixture:
-        """What is trained on, opened when first asked for."""
+        """The training data, opened when first used."""
         return sources.open_train(self.config.data)
 
 
@@ -68,7 +68,7 @@ def start_run(c: Config, workdir: Path) -> Run:
     return _run(c, workdir, tokenizer)
 
 
-def reopen(workdir: Path, overrides: list[tuple[str, str]], *, one_device: bool = False) -> Run:
+def reopen(workdir: Path, overrides: Sequence[tuple[str, str]], *, one_device: bool = False) -> Run:
     """The run of an existing workdir, with some fields changed, on whatever devices there are.
 
     The mesh is all data parallel, whatever the run was trained on, unless an override says

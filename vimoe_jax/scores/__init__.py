@@ -1,4 +1,4 @@
-"""Predictions to scores: `scores.vqa`, `scores.captions`, `scores.predictions`."""
+"""Predictions to scores."""
 
 from __future__ import annotations
 

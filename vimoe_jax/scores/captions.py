@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from vimoe_jax.base import metrics
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.scores.predictions import Prediction
 from vimoe_jax.text.normalize import PLAIN, Profile
@@ -23,11 +24,11 @@ TOKENIZATIONS: tuple[Tokenization, ...] = ("syllable", "word")
 _PUNCTUATION = re.compile(r"[^\w\s]|_", re.UNICODE)
 
 
-def tokenize(text: str, profile: Profile = PLAIN, tokenization: Tokenization = "syllable") -> str:
+def tokenize(text: str, profile: Profile = PLAIN, tokenization: str = "syllable") -> str:
     """Tokens of a caption, joined by spaces, without punctuation; syllables of a word by `_`.
 
     Raises:
-      UserError: words are asked for, and no segmenter is installed.
+      UserError: the tokenisation is by words, and no segmenter is installed.
     """
     text = profile(text)
     if tokenization == "syllable":
@@ -38,11 +39,11 @@ def tokenize(text: str, profile: Profile = PLAIN, tokenization: Tokenization = "
     return " ".join("_".join(syllables) for syllables in tokens if syllables)
 
 
-def describe(tokenization: Tokenization) -> str:
+def describe(tokenization: str) -> str:
     """The tokenisation in words, with the segmenter's name and version.
 
     Raises:
-      UserError: words are asked for, and no segmenter is installed.
+      UserError: the tokenisation is by words, and no segmenter is installed.
     """
     if tokenization == "syllable":
         return "syllables, split at white space, punctuation dropped"
@@ -72,10 +73,32 @@ def _segmenter() -> tuple[str, Callable[[str], list[str]]]:
     )
 
 
+for _n in range(1, 5):
+    metrics.define(
+        f"caption/bleu_{_n}",
+        f"BLEU-{_n}",
+        f"Share of {'single syllables' if _n == 1 else f'runs of up to {_n} syllables'} found in a "
+        "reference, less a penalty for brevity.",
+    )
+metrics.define("caption/rouge_l", "ROUGE-L", "F-score of the longest common subsequence.")
+metrics.define(
+    "caption/cider",
+    "CIDEr-D",
+    "Agreement with the references in n-grams that are rare among them; 10 at most. Papers print "
+    "it as here, or × 100.",
+    unit="",
+    high=10,
+)
+metrics.define("caption/exact", "Exact captions", "Captions equal to one of the references.")
+metrics.define(
+    "caption/count", "Captions", "Captions scored.", unit=metrics.COUNT, better="neither"
+)
+
+
 def score(
     predictions: Sequence[Prediction],
     profile: Profile = PLAIN,
-    tokenization: Tokenization = "syllable",
+    tokenization: str = "syllable",
 ) -> dict[str, float]:
     """All scores of the captioning task; {} if there is no caption.
 
@@ -84,7 +107,7 @@ def score(
     `caption/exact` (equal to one of the references), `caption/count`.
 
     Raises:
-      UserError: words are asked for, and no segmenter is installed.
+      UserError: the tokenisation is by words, and no segmenter is installed.
     """
     cut = functools.partial(tokenize, profile=profile, tokenization=tokenization)
     rows, references = [], {}
@@ -103,9 +126,9 @@ def score(
     answers = {i: [cut(p.prediction)] for i, p in enumerate(rows)}
     with contextlib.redirect_stdout(io.StringIO()):  # the scorers print lengths
         bleu = Bleu(4).compute_score(references, answers, verbose=0)[0]
-        metrics = {f"caption/bleu_{n}": float(value) for n, value in enumerate(bleu, 1)}
-        metrics["caption/rouge_l"] = float(Rouge().compute_score(references, answers)[0])
+        scores = {f"caption/bleu_{n}": float(value) for n, value in enumerate(bleu, 1)}
+        scores["caption/rouge_l"] = float(Rouge().compute_score(references, answers)[0])
         if len({p.record_index for p in rows}) > 1:
-            metrics["caption/cider"] = float(Cider().compute_score(references, answers)[0])
+            scores["caption/cider"] = float(Cider().compute_score(references, answers)[0])
     right = sum(answers[i][0] in references[i] for i in answers)
-    return {**metrics, "caption/exact": right / len(rows), "caption/count": len(rows)}
+    return {**scores, "caption/exact": right / len(rows), "caption/count": len(rows)}

@@ -1,1 +1,1 @@
-"""Vietnamese text: normal forms, tones, numerals, wordings, tokenizers."""
+"""Vietnamese text: normal forms, tone marks, numerals, wordings of prompts, tokenizers."""

@@ -1,4 +1,4 @@
-"""Vietnamese text as every part of the project sees it, and the profiles it is scored under."""
+"""Vietnamese text in the form that every room uses, and the profiles that scores use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import string
 import sys
 import unicodedata
-from typing import Literal
+from typing import Literal, cast
 
 from vimoe_jax.text import numerals, tones
 
@@ -65,9 +65,10 @@ class Profile:
       lower: lower case.
     """
 
-    tone: tones.Style = "keep"
-    numbers: numerals.Style = "keep"
-    punctuation: Punctuation = "keep"
+    # Texts of a user: checked below, not by their types.
+    tone: str = "keep"
+    numbers: str = "keep"
+    punctuation: str = "keep"
     lower: bool = False
 
     def __post_init__(self):
@@ -105,7 +106,8 @@ def _apply(profile: Profile, text: str) -> str:
         text = normalize(_stripped().sub(" ", text))
     elif profile.punctuation == "stop":
         text = _FINAL_STOP.sub("", text)
-    return numerals.rewrite(tones.place(text, profile.tone), profile.numbers)
+    placed = tones.place(text, cast(tones.Style, profile.tone))
+    return numerals.rewrite(placed, cast(numerals.Style, profile.numbers))
 
 
 PLAIN = Profile(punctuation="stop", lower=True)

@@ -11,9 +11,9 @@ text only what can be nothing else is touched:
   syllables or more (hai mươi tư: hai mươi bốn).
 - "digits": numbers of two syllables or more (hai mươi mốt con: 21 con).
 
-Left alone: numbers said short (một trăm hai, hai nghìn năm), with a half (hai trăm rưỡi), side by
-side (hai ba mươi); figures with a leading zero, or touching a letter, sign, unit or decimal comma.
-A full stop before three figures parts thousands, as Vietnamese writes them: 25.000.
+Left alone: short forms (một trăm hai, hai nghìn năm), halves (hai trăm rưỡi), numbers side by side
+(hai ba mươi); figures with a leading zero, or touching a letter, sign, unit or decimal comma.
+A full stop before three figures separates thousands, as in Vietnamese: 25.000.
 """
 
 from __future__ import annotations

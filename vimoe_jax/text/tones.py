@@ -30,7 +30,7 @@ _SYLLABLE = re.compile(
 )
 # Open syllables whose first vowel has the mark. In gia either is right: giá, and giặt gịa.
 _FALLING = re.compile(rf"(?!gia$)(?:{_ONSET})?[iuư]a", re.IGNORECASE)
-# A word is all letters between what is neither letter, digit nor mark. An underscore parts words,
+# A word is all letters between what is neither letter, digit nor mark. An underscore ends a word,
 # since segmenters join syllables with it.
 _MARKS = "\u0300-\u036f"
 _WORD = re.compile(rf"(?<![^\W_])(?<![{_MARKS}])[^\W\d_]++(?![^\W_]|[{_MARKS}])")
@@ -43,7 +43,7 @@ def place(text: str, style: Style) -> str:
 
     Syllable by syllable, in any mixture of upper and lower case. Left alone: words that are no
     Vietnamese syllable, letters next to digits, web and e-mail addresses, `code` in backticks. A
-    foreign word that happens to be spelt like a syllable (Zoé is none, Noé is) cannot be told.
+    foreign word that is spelt like a syllable (Zoé is none, Noé is) cannot be recognised.
     """
     text = unicodedata.normalize("NFC", text)
     if style == "keep" or text.isascii():
@@ -64,7 +64,7 @@ class ToneStyles(NamedTuple):
 
 
 def tone_style(text: str) -> ToneStyles:
-    """Counts the syllables whose mark tells a style, and those right in neither."""
+    """Counts the syllables whose mark shows a style, and those that are right in neither."""
     text = _LITERAL.sub(" ", unicodedata.normalize("NFC", text))
     counts = [0, 0, 0]
     for word in _WORD.findall(text):
@@ -91,7 +91,7 @@ def _placed(word: str, style: Style) -> str:
     if len(tones) != 1:
         return word
     (was, tone), place_of = tones[0], _places("".join(bare), style)
-    # A mark elsewhere than on these two vowels did not slip: the word is none of ours.
+    # A mark elsewhere than on these two vowels did not slip: the word is not Vietnamese.
     if place_of is None or was not in place_of.vowels:
         return word
     bare[place_of.right] = unicodedata.normalize("NFC", bare[place_of.right] + tone)
@@ -104,7 +104,7 @@ class _Places(NamedTuple):
 
 
 def _places(bare: str, style: Style) -> _Places | None:
-    """Where a syllable without its tone would have it; None if this is no matter of ours."""
+    """Where a syllable without its tone would have it; None for every other word."""
     if _FALLING.fullmatch(bare):
         return _Places(range(len(bare) - 2, len(bare)), len(bare) - 2)
     if not (m := _SYLLABLE.fullmatch(bare)):

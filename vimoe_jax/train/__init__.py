@@ -1,1 +1,1 @@
-"""State, step, loop, checkpoints."""
+"""The training loop and its compiled step."""

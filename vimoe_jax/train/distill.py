@@ -24,7 +24,7 @@ from vimoe_jax.base.errors import UserError
 from vimoe_jax.data.batch import Batch
 from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.model.loss import TokenLoss
-from vimoe_jax.model.stack import merge, unstack
+from vimoe_jax.model.stack import Stack, merge, unstack
 from vimoe_jax.model.tokens import Layout
 from vimoe_jax.model.vlm import VLM, Output
 
@@ -56,6 +56,7 @@ def forward(model: VLM, batch: Batch, key: jax.Array | None = None) -> tuple[Out
       batch: as the model takes it.
       key: given in training only.
     """
+    batch = jax.tree.map(jnp.asarray, batch)
     kept: dict[str, list[jax.Array]] = {}
     for part in ("vision", "decoder"):
         stack = getattr(model, part).blocks
@@ -70,7 +71,7 @@ def forward(model: VLM, batch: Batch, key: jax.Array | None = None) -> tuple[Out
 class _Recorded(nnx.Module):
     """A `Stack` that tells its input and every layer's output, and works as it does otherwise."""
 
-    def __init__(self, stack: nnx.Module, tell: Callable[[list[jax.Array]], None]):
+    def __init__(self, stack: Stack, tell: Callable[[list[jax.Array]], None]):
         self.stack, self.plan, self.tell = stack, stack.plan, tell
 
     def __call__(self, apply: Any, x: jax.Array, caches: Any = None, key: Any = None) -> Any:

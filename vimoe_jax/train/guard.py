@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from types import FrameType
+from typing import Any
 
 from vimoe_jax.parallel import distributed
 
@@ -22,7 +23,7 @@ class Interrupt:
     def __init__(self):
         self.signal: str | None = None
         self._since = 0.0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
         self._agreed = False
         self._any: distributed.AnyProcess | None = None
 

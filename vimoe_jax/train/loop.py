@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -18,7 +19,7 @@ from vimoe_jax.parallel.mesh import to_mesh
 from vimoe_jax.run.batches import batch_options, fixed_batches
 from vimoe_jax.run.checkpoint import Checkpoints
 from vimoe_jax.run.log import MetricWriter
-from vimoe_jax.run.state import Health
+from vimoe_jax.run.state import Health, TrainState
 from vimoe_jax.run.workdir import Run
 from vimoe_jax.train import distill, numbers
 from vimoe_jax.train import health as health_lib
@@ -42,8 +43,9 @@ class Trainer:
         restored = self.checkpoints.restore(program.abstract())
         if restored is None:
             restored = program.init(jax.random.key(c.seed)), {"batches": 0, "seconds": 0.0}
-        self.state, self.position = restored
-        self._begin = pipeline.continued(self.position, c.train.batch_size)
+        self.state: TrainState = restored[0]
+        self.position: dict[str, Any] = restored[1]
+        self._begin: dict[str, Any] = pipeline.continued(self.position, c.train.batch_size)
         parent, self._teacher = distill.load_parent(run) or (None, None)
         self._step = program.step(parent)
         self._val_step = jax.jit(make_loss_step(run.blueprint, run.mesh))
@@ -162,12 +164,13 @@ class Trainer:
     def _open_batches(self, start: int | None = None):
         """From this batch on; if not given, from where the checkpoint left off."""
         c = self.config
+        begin: dict[str, Any] = self._begin | ({} if start is None else {"start": start})
         return pipeline.train_batches(
             self.run.train_source,
             self.run.tokenizer,
             **batch_options(self.config),
             seed=c.seed,
-            **self._begin | ({} if start is None else {"start": start}),
+            **begin,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             workers=c.data.workers,

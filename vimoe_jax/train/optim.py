@@ -58,7 +58,7 @@ def _adafactor(c: Optim, axes: dict[str, Axes]) -> list[optax.GradientTransforma
     decay of the second moments, 1 - t^-0.8, stops at `b2`. `b1` = 0 keeps no first moments.
     """
 
-    def decay(step: jax.Array, exponent: float) -> jax.Array:
+    def decay(step: Any, exponent: Any) -> jax.Array:
         t = jnp.asarray(step + 1, jnp.float32)
         return jnp.minimum(1 - t**-exponent, c.b2)
 
@@ -82,10 +82,10 @@ def _each_copy(
             f = jax.vmap(f)
         return f
 
-    def init(params: Tensors) -> dict[str, Any]:
+    def init(params: Any) -> dict[str, Any]:
         return {n: each(n, inner.init)(p) for n, p in params.items()}
 
-    def update(updates: Tensors, state: dict[str, Any], params: Tensors) -> tuple[Tensors, Any]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Tensors, Any]:
         new = {n: each(n, inner.update)(u, state[n], params[n]) for n, u in updates.items()}
         return {n: u for n, (u, _) in new.items()}, {n: s for n, (_, s) in new.items()}
 
@@ -107,6 +107,7 @@ def _stored(dtype: str, inner: optax.GradientTransformation) -> optax.GradientTr
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         wide = _map_moments(lambda m, _: m.astype(jnp.float32), state)
+        new: Any
         updates, new = inner.update(updates, wide, params)
         key = jax.random.key(new.count)
         return updates, _map_moments(
@@ -139,4 +140,8 @@ def round_at_random(x: Float[Array, "*S"], key: jax.Array) -> BFloat16[Array, "*
 
 def _scale_each(rates: dict[str, float]) -> optax.GradientTransformation:
     """Multiplies each parameter's update by its own constant."""
-    return optax.stateless(lambda updates, _: {n: u * rates[n] for n, u in updates.items()})
+
+    def scale(updates: Any, _: Any) -> Tensors:
+        return {n: u * rates[n] for n, u in updates.items()}
+
+    return optax.stateless(scale)

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from vimoe_jax.base import struct
@@ -21,7 +20,7 @@ from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.model.loss import TokenLoss
 from vimoe_jax.model.vlm import Reports
 from vimoe_jax.moe.stats import MoEStats
-from vimoe_jax.parallel.rules import use_mesh
+from vimoe_jax.parallel.rules import AnyMesh, use_mesh
 from vimoe_jax.run.state import Health, TrainState
 from vimoe_jax.train import distill, health, optim
 
@@ -53,7 +52,7 @@ def make_train_step(
     c: Config,
     blueprint: Blueprint,
     tx: optax.GradientTransformation,
-    mesh: Mesh,
+    mesh: AnyMesh,
     parent: Blueprint | None = None,
 ) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """The optimizer step, not yet compiled: `jax.jit(step, donate_argnums=0)`.
@@ -120,7 +119,7 @@ def make_train_step(
     return step
 
 
-def make_loss_step(blueprint: Blueprint, mesh: Mesh) -> Callable[[Params, Batch], TokenLoss]:
+def make_loss_step(blueprint: Blueprint, mesh: AnyMesh) -> Callable[[Params, Batch], TokenLoss]:
     """The validation loss of one batch, with evaluation's routing."""
 
     def step(params: Params, batch: Batch) -> TokenLoss:

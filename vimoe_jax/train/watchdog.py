@@ -82,7 +82,7 @@ class Watchdog:
             where = f"stacks of all threads are in {self._path}"
         except OSError as e:
             where = f"{self._path}: {e.strerror}"
-        faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
+        faulthandler.dump_traceback(_STDERR, all_threads=True)
         print(
             f"error: no step has ended for {self._limit:g} s (config.train.hang_seconds = "
             f"{self._seconds:g}); {where}",

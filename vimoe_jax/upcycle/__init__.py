@@ -1,1 +1,1 @@
-"""A dense checkpoint becomes a mixture of experts (Komatsuzaki et al. 2022 and what followed)."""
+"""A dense checkpoint to a mixture of experts."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vimoe_jax.config.parts import PARTS
+from vimoe_jax.config.parts import PARTS, PartName
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.model.blueprint import Params
-from vimoe_jax.run.state import TrainState
+from vimoe_jax.run.state import Health, TrainState
 from vimoe_jax.train.program import Program
 from vimoe_jax.upcycle import importance, methods, moments, weights
 from vimoe_jax.upcycle.methods import Upcycling
@@ -20,7 +22,7 @@ def plan(
     how: Upcycling,
     seed: int,
     params: Params,
-    batches: list[dict[str, np.ndarray]],
+    batches: list[Batch],
     mesh: Mesh,
 ) -> weights.Layouts:
     """The layout of every layer that becomes MoE; scores the units first if the method does.
@@ -33,7 +35,9 @@ def plan(
       batches: of training data.
       mesh: of `params`.
     """
-    chosen = [(part, layer) for part in PARTS for layer in migration.upcycled(part)]
+    chosen: list[tuple[PartName, int]] = [
+        (part, layer) for part in PARTS for layer in migration.upcycled(part)
+    ]
     scored: dict[str, np.ndarray] = {}
     if how.method == "importance":
         paths = {migration.mlp(*where)[0] for where in chosen}
@@ -59,7 +63,7 @@ def state(
     layouts: weights.Layouts,
     program: Program,
 ) -> TrainState:
-    """What training goes on from.
+    """The state that training continues from.
 
     Args:
       migration: from the dense model to the new one.
@@ -73,7 +77,7 @@ def state(
     """
     mine = {n: p for n, p in params.items() if n in program.trainable}
     rest = {n: p for n, p in params.items() if n not in program.trainable}
-    begun = _begun(params, program)
+    step, health = _begun(program)
     if old is None:
         opt_state = jax.jit(program.tx.init, out_shardings=program.shardings.opt_state)(mine)
     else:
@@ -85,15 +89,15 @@ def state(
             return weights.upcycle_moments(migration, dict(moment), layouts, program.mesh, like)
 
         opt_state = moments.carry(old.opt_state, shapes, move)
-        begun = begun.replace(step=old.step)
-    return begun.replace(params=mine, frozen=rest, opt_state=opt_state)
+        step = old.step
+    return TrainState(step, mine, rest, opt_state, health)
 
 
-def _begun(params: Params, program: Program) -> TrainState:
-    """A state at step 0 without its parameters and optimizer."""
-    left_out = dict(params=None, frozen=None, opt_state=None)
+def _begun(program: Program) -> tuple[jax.Array, Health]:
+    """Step and health of a state at step 0."""
 
-    def create(params: Params) -> TrainState:
-        return program.state(params).replace(**left_out)
+    def create() -> tuple[jax.Array, Health]:
+        return jnp.zeros((), jnp.int32), Health.create()
 
-    return jax.jit(create, out_shardings=program.shardings.replace(**left_out))(params)
+    where = program.shardings.step, program.shardings.health
+    return jax.jit(create, out_shardings=where)()

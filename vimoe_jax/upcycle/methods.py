@@ -63,7 +63,7 @@ class Layout:
 
     Attributes:
       experts: those that are routed to.
-      shared: those that every token meets, as one expert of their joint width; None without any.
+      shared: those that take every token, as one expert of their joint width; None without any.
       shards: S; experts i·S to i·S + S - 1 hold the S shards of one dense MLP (a virtual group),
         and share a router column.
     """
@@ -186,7 +186,7 @@ def _ranked(how: Upcycling, o: MoEOptions, width: int, ranking: np.ndarray) -> L
 
 
 def _common(how: Upcycling, o: MoEOptions, width: int) -> int:
-    """s: as told, else two thirds of an expert (MoEBERT's share; none beside shared experts), and
+    """s: as given, else two thirds of an expert (MoEBERT's share; none beside shared experts), and
     as many more as it takes for the others to suffice for all experts."""
     own, rest = o.width(width), width - o.shared_experts * o.width(width)
     least = max(0, -(-(o.experts * own - rest) // max(o.experts - 1, 1)))

@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from vimoe_jax import datasets
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.datasets import published
 from vimoe_jax.datasets.preparing.files import Files
 from vimoe_jax.datasets.preparing.kept import Kept
 from vimoe_jax.datasets.preparing.ordered import OrderedWriter
@@ -30,7 +30,7 @@ from vimoe_jax.datasets.preparing.sifting import Sifted, read, sift
 from vimoe_jax.datasets.published import Dataset
 from vimoe_jax.datasets.records import QA
 
-_SHARD = 2048  # pictures a shard: a few hundred megabytes of photographs
+_SHARD = 2048  # pictures per shard: a few hundred megabytes of photographs
 
 
 @dataclasses.dataclass
@@ -224,67 +224,67 @@ class _Unchanged:
 class ViVQA(Published):
     """Questions on object, number, colour and location in COCO's photographs."""
 
-    dataset = datasets.get("vivqa")
+    dataset = published.get("vivqa")
 
 
 class UITViIC(Published):
     """Captions of COCO's photographs of sports played with a ball."""
 
-    dataset = datasets.get("uit_viic")
+    dataset = published.get("uit_viic")
 
 
 class KTVIC(Published):
     """Captions of everyday life in Vietnam."""
 
-    dataset = datasets.get("ktvic")
+    dataset = published.get("ktvic")
 
 
 class OpenViVQA(Published):
     """Open-ended questions about photographs taken in Vietnam."""
 
-    dataset = datasets.get("openvivqa")
+    dataset = published.get("openvivqa")
 
 
 class EVJVQA(Published):
     """Questions in three languages about photographs taken in Vietnam."""
 
-    dataset = datasets.get("evjvqa")
+    dataset = published.get("evjvqa")
 
 
 class ViOCRVQA(Published):
     """Questions on what book covers say."""
 
-    dataset = datasets.get("viocrvqa")
+    dataset = published.get("viocrvqa")
 
 
 class ViTextVQA(Published):
     """Questions on text in photographs."""
 
-    dataset = datasets.get("vitextvqa")
+    dataset = published.get("vitextvqa")
 
 
 class ViVQAX(Published):
     """Questions with answers explained, on COCO's photographs."""
 
-    dataset = datasets.get("vivqa_x")
+    dataset = published.get("vivqa_x")
 
 
 class ViCLEVR(Published):
     """Questions on rendered scenes."""
 
-    dataset = datasets.get("viclevr")
+    dataset = published.get("viclevr")
 
 
 class XM3600(Published):
     """Captions of photographs from all over the world, for evaluation."""
 
-    dataset = datasets.get("xm3600")
+    dataset = published.get("xm3600")
 
 
 class COCO35L(Published):
     """COCO's captions, machine-translated."""
 
-    dataset = datasets.get("coco35l")
+    dataset = published.get("coco35l")
 
 
 BUILDERS: dict[str, type[Published]] = {

@@ -2,7 +2,7 @@
 
 Two promises. A picture is only ever given to the annotation that names it: a name or a number that
 fits several different files is an error, never a guess. And whatever bytes a file holds, parsing
-it either succeeds or raises one `UserError` that says where it broke.
+it either succeeds or raises one `UserError` that names the place.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Files:
 
     Attributes:
       root: the folder.
-      ignored: how often readers met keys or columns that they do not use, by `file: key`.
+      ignored: how often readers found keys or columns that they do not use, by `file: key`.
 
     Raises:
       UserError: no such folder, or one in it that cannot be read.
     """
 
-    def __init__(self, root: str | Path):
+    def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
         self.ignored: Counter[str] = Counter()
         paths = sorted(_walk(self.root), key=lambda p: (len(p.parts), p.parts))
@@ -236,7 +236,7 @@ def read_json(path: Path) -> object:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, object]]:
-    """The values of a file with one a line, each after its `file:line`; blank lines left out.
+    """The values of a file with one per line, each after its `file:line`; blank lines left out.
 
     Raises:
       UserError: as `read_json`, when its line is reached.

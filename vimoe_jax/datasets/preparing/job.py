@@ -1,8 +1,8 @@
-"""From a folder of published files to a prepared dataset with its report, in steps that can be cut.
+"""A folder of published files to a prepared dataset and `report.json`; can be killed at any moment.
 
 Everything but the pictures is read anew each time, in seconds; verdicts on pictures come from a
-journal. What comes out of that has a fingerprint, and the dataset on disk has one: if they are
-the same there is nothing to write, whatever was killed, changed or asked for in between.
+journal. The result has a fingerprint, and the dataset on disk has one. If they are the same, there
+is nothing to write, whatever was killed or changed in between.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vimoe_jax import datasets
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.base.files import json_text, write_bytes
 from vimoe_jax.base.progress import Ticker
-from vimoe_jax.datasets import prepared
+from vimoe_jax.datasets import prepared, published
 from vimoe_jax.datasets.preparing import builder, report, sifting
 from vimoe_jax.datasets.preparing.files import Files
 from vimoe_jax.datasets.preparing.pictures import Checker
@@ -52,7 +51,7 @@ class Choice:
 
     @property
     def folder(self) -> Path:
-        """Where the report lies, and below it the dataset."""
+        """The folder of `report.json`; the dataset is below it."""
         return prepared.folder(self.data_dir, self.dataset, self.config).parent
 
 
@@ -92,7 +91,7 @@ def prepare(
 
 
 def _sift(choice: Choice, files: Files) -> sifting.Sifted:
-    dataset = datasets.get(choice.dataset)
+    dataset = published.get(choice.dataset)
     annotations = sifting.read(dataset, files, choice.variant)
     find = check = None
     if not choice.annotations_only:

@@ -1,8 +1,8 @@
 """Pictures and questions that two splits share.
 
 Pictures of two splits are the same by COCO's number or by content. Where no files were read, those
-of other origins are the same by id and name together; beside content that says nothing, since
-publishers number the pictures of each split anew.
+of other origins are the same by id and name together. Where there is content, id and name prove
+nothing, since publishers number the pictures of each split anew.
 """
 
 from __future__ import annotations

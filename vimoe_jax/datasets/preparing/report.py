@@ -1,4 +1,4 @@
-"""What is in a prepared dataset, and what was left out and why: `report.json` and a summary."""
+"""`report.json` and its summary: counts of what a dataset has, and of what was left out and why."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ def _readable(
 def _grouped(
     candidates: list[_Candidate], split: Split, open_ended: bool, lenient: bool
 ) -> Iterator[Kept]:
-    """One record a picture, one question for all that ask the same."""
+    """One record per picture, one question for all that ask the same."""
     by_picture: dict[str, list[_Candidate]] = {}
     for c in candidates:
         by_picture.setdefault(c.asked.picture.id, []).append(c)

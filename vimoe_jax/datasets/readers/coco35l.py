@@ -1,4 +1,4 @@
-"""COCO-35L: COCO's captions, translated by machine; a row a caption and language."""
+"""COCO-35L: COCO's captions, translated by machine; one row per caption and language."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read(files: Files, variant: str) -> Mapping[str, Annotations]:
 
 
 def _foreign(row: object) -> bool:
-    """Whether a row says that it is of another language."""
+    """Whether a row names another language."""
     return isinstance(row, dict) and row.get("trg_lang", _LANGUAGE) != _LANGUAGE
 
 

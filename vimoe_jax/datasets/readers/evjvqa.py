@@ -1,4 +1,4 @@
-"""EVJVQA: questions in English, Vietnamese and Japanese, without a field that says which.
+"""EVJVQA: questions in English, Vietnamese and Japanese, without a field that names it.
 
 Answers of the tests were published apart, as `{annotation id: answer}`, with spaces around
 punctuation; an annotation's own answer, where it has one, goes first.

@@ -72,7 +72,7 @@ def annotations(
       path: of the file.
       rows: with what to call them; or what is wrong with them already.
       known: keys whose meaning the reader knows, even if it does not use them.
-      read: makes an annotation of a row, or none if it is not of the variant asked for; raises
+      read: makes an annotation of a row, or none if it is not of the chosen variant; raises
         `Bad`. An id that came before gets a number.
     """
     ids: set[str] = set()

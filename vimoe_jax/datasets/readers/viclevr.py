@@ -1,4 +1,4 @@
-"""ViCLEVR: reasoning about rendered solids; a CSV file a split, pictures `{image_id}.png`."""
+"""ViCLEVR: reasoning about rendered solids; one CSV file per split, pictures `{image_id}.png`."""
 
 from __future__ import annotations
 

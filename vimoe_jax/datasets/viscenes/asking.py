@@ -1,4 +1,4 @@
-"""What can be said and asked of a scene."""
+"""Questions and captions of a scene."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Asked:
 
 
 def questions(scene: Scene, rng: np.random.Generator, only_held_out: bool = False) -> list[Asked]:
-    """Five to eight questions, the types in equal parts; if asked, about held-out pairs only."""
+    """Five to eight questions, the types in equal shares; if asked, about held-out pairs only."""
     asked: dict[str, list[Asked]] = {t: [] for t in TYPES}
     for item in _all(scene, rng):
         if not only_held_out or (item.about >= 0 and scene.groups[item.about].held_out):
@@ -128,7 +128,7 @@ def _by_color(rng: np.random.Generator, what: str, color: str) -> str:
 def captions(scene: Scene, rng: np.random.Generator) -> list[str]:
     """Five captions, each with all groups, their counts and colours, and the place.
 
-    One of them tells sizes, and with several groups two tell how they stand to each other.
+    One of them names sizes. With several groups, two name their positions relative to each other.
     """
     place = PLACES[scene.place].phrase
     sized = int(rng.integers(5))

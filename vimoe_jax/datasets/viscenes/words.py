@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """A kind of object.
+    """A sort of object.
 
     Attributes:
       icon: the name of its drawing.

@@ -34,6 +34,7 @@ class Dispatcher(Protocol):
 
     def run(self, experts: Experts, x: Float[Array, "G M D"]) -> Float[Array, "G M O"]:
         """Tokens through their experts: the sum of the results by weight, in the experts' dtype."""
+        ...
 
 
 def make(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from vimoe_jax.moe import exchange
@@ -17,14 +17,14 @@ from vimoe_jax.moe.dispatch.moves import MOVED, from_rows, invert, to_rows
 from vimoe_jax.moe.dispatch.sorted_rows import SortedRows, run_local, sort_rows
 from vimoe_jax.moe.experts import Experts
 from vimoe_jax.moe.routing import Assignment
-from vimoe_jax.parallel.rules import TOKEN_AXES, spec
+from vimoe_jax.parallel.rules import TOKEN_AXES, AnyMesh, spec
 
 
 def run_on_mesh(
     assignment: Assignment,
     experts: Experts,
     x: Float[Array, "G M D"],
-    mesh: Mesh,
+    mesh: AnyMesh,
     exchange_factor: float,
 ) -> Float[Array, "G M O"]:
     """`run_local` or `_exchange` on each device's groups and weights."""

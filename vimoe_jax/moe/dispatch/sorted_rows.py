@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -81,10 +83,11 @@ def run_local(
         if assignment.capacity < x.shape[1]:
             weight = jnp.where(assignment.slot < assignment.capacity, weight, 0)
         # Of each token for each expert; K terms added one by one, which fuse into what uses them.
-        each = sum(
+        terms = [
             weight[..., i, None] * jax.nn.one_hot(assignment.expert[..., i], assignment.num_experts)
             for i in range(weight.shape[-1])
-        ).reshape(-1, assignment.num_experts)
+        ]
+        each = functools.reduce(jnp.add, terms).reshape(-1, assignment.num_experts)
         y = nnx.merge(graph, state).few_rows(x.reshape(-1, x.shape[-1]), each)
         if y is None:
             return sorted_rows(state, assignment, x)

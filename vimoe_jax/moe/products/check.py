@@ -10,10 +10,10 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from vimoe_jax.moe.products import grouped
-from vimoe_jax.moe.products.segments import Segments
+from vimoe_jax.moe.products.segments import Backend, Segments
 
 
-def check(name: str, dtype: DTypeLike) -> str | None:
+def check(name: Backend, dtype: DTypeLike) -> str | None:
     """What is wrong with a backend on this device, or None: values and every gradient."""
     counts = np.array([0, 1, 700, 0, 128, 129, 0], np.int32)
     num_experts, width, hidden = len(counts), 256, 384
@@ -32,7 +32,7 @@ def check(name: str, dtype: DTypeLike) -> str | None:
     flat = w_in.reshape(num_experts, width, -1)
 
     @functools.partial(jax.jit, static_argnums=(0, 1))
-    def both_ways(name: str, fused: bool, x, w_in, w_out, d_out):
+    def both_ways(name: Backend, fused: bool, x, w_in, w_out, d_out):
         def f(x, w_in, w_out):
             if fused:
                 return grouped.fused_swiglu(x, w_in, w_out, segments)
@@ -43,7 +43,7 @@ def check(name: str, dtype: DTypeLike) -> str | None:
         d_x, *d_w = vjp(d_out.astype(y.dtype))
         return [jnp.where(owned, y, 0), jnp.where(owned, d_x, 0), *d_w]
 
-    def mlp(name: str, fused: bool) -> list[np.ndarray]:
+    def mlp(name: Backend, fused: bool) -> list[np.ndarray]:
         found = both_ways(name, fused, x, w_in, w_out, d_out)
         return [np.asarray(a, np.float32) for a in found]
 

@@ -6,6 +6,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from vimoe_jax.moe.products import proof
@@ -40,7 +41,7 @@ def backend(dtype: DTypeLike, *dims: int) -> Backend:
 
 
 @functools.cache
-def _backend(dtype: jnp.dtype) -> Backend:
+def _backend(dtype: np.dtype) -> Backend:
     from vimoe_jax.moe.products import hopper
 
     if dtype in (jnp.bfloat16, jnp.float16) and hopper.supported():

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,9 @@ from jaxtyping import Array, Float, Int
 
 from vimoe_jax.moe.products import mosaic
 from vimoe_jax.moe.products.mosaic import Job, block, place, write
+
+# Exported in fact, but not by name.
+_Accumulator: Any = getattr(plgpu, "ACC")  # noqa: B009
 
 ROWS = 128  # of a row tile; every expert's rows are padded to a multiple
 
@@ -63,7 +67,7 @@ def _sigmoid(x: jax.Array) -> jax.Array:
 
 
 def rows(
-    lhs: Float[Array, "R D"],
+    lhs: Float[Array, "R I"],
     rhs: Float[Array, "E A B"],
     expert: Int[Array, "tiles"],
     tiles: Int[Array, "1"],
@@ -71,12 +75,12 @@ def rows(
     transposed: bool = False,
     one_each: bool = False,
     cut: Tiles = Tiles(),
-) -> Float[Array, "R F"]:
+) -> Float[Array, "rows O"]:
     """`out[tile] = lhs[tile] @ rhs[expert[tile]]` for the first `tiles[0]` row tiles.
 
     Args:
       lhs: bfloat16 or float16 rows, R a multiple of `ROWS`.
-      rhs: a matrix per expert, (E, D, F), or (E, F, D) if `transposed`.
+      rhs: a matrix per expert, (I, O), or (O, I) if `transposed`.
       expert: of each row tile.
       tiles: number of row tiles in use; what lies behind them is left unwritten.
       transposed: multiply with each matrix's transpose.
@@ -110,7 +114,7 @@ def rows(
             m, n = place(number, used, across, cut.width)
 
             def finish(run):
-                @functools.partial(pl.run_scoped, acc=plgpu.ACC((cut.rows, half), jnp.float32))
+                @functools.partial(pl.run_scoped, acc=_Accumulator((cut.rows, half), jnp.float32))
                 def _(acc):
                     run(acc)
                     column = n * cut.columns + wg * half
@@ -179,7 +183,7 @@ def gated(
             m, n = place(number, used, across, cut.width)
 
             def finish(run):
-                acc = plgpu.ACC(part, jnp.float32)
+                acc = _Accumulator(part, jnp.float32)
 
                 @functools.partial(pl.run_scoped, gate=acc, up=acc)
                 def _(gate, up):
@@ -267,7 +271,7 @@ def gated_backward(
                 return acc
 
             def finish(run):
-                @functools.partial(pl.run_scoped, acc=plgpu.ACC((ROWS, half), jnp.float32))
+                @functools.partial(pl.run_scoped, acc=_Accumulator((ROWS, half), jnp.float32))
                 def _(acc):
                     run(acc)
                     d_hidden = acc[...]
@@ -347,7 +351,7 @@ def weights(
             m, n = place(lax.rem(number, jnp.int32(down * across)), down, across, cut.width)
 
             def finish(run):
-                @functools.partial(pl.run_scoped, acc=plgpu.ACC((ROWS, half), jnp.float32))
+                @functools.partial(pl.run_scoped, acc=_Accumulator((ROWS, half), jnp.float32))
                 def _(acc):
                     run(acc)
                     column = n * cut.columns + wg * half

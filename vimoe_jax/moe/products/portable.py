@@ -13,11 +13,15 @@ _AT_ONCE = 1 << 26
 
 
 def rows(
-    x: Float[Array, "R D"], w: Float[Array, "E A B"], segments: Segments, *, transposed: bool
-) -> Float[Array, "R F"]:
+    x: Float[Array, "R I"], w: Float[Array, "E A B"], segments: Segments, *, transposed: bool
+) -> Float[Array, "R O"]:
     """`out[r] = x[r] @ w[expert of r]`: tiles as a batch, each with a copy of its matrix.
 
-    `w` is (E, D, F), or (E, F, D) if `transposed`.
+    Args:
+      x: rows in their experts' order.
+      w: a matrix per expert, (I, O), or (O, I) if `transposed`.
+      segments: which rows are whose.
+      transposed: multiply by the matrices' transposes.
     """
     columns = w.shape[1] if transposed else w.shape[2]
     form = "trd,tfd->trf" if transposed else "trd,tdf->trf"

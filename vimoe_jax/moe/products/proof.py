@@ -14,11 +14,12 @@ from jax.typing import DTypeLike
 
 from vimoe_jax.moe.products import findings
 from vimoe_jax.moe.products.findings import call_outside_traces
+from vimoe_jax.moe.products.segments import Backend
 from vimoe_jax.parallel import distributed
 
 
 def passes_check(
-    name: str, dtype: DTypeLike, check: Callable[[str, DTypeLike], str | None]
+    name: Backend, dtype: DTypeLike, check: Callable[[Backend, DTypeLike], str | None]
 ) -> bool:
     """Whether a kernel's values and gradients are the portable path's, on this device.
 

@@ -20,11 +20,12 @@ from vimoe_jax.moe.products.findings import call_outside_traces
 from vimoe_jax.moe.products.hopper import ROWS, Tiles
 from vimoe_jax.parallel import distributed
 
-Shaped = jax.Array | jax.ShapeDtypeStruct
+Operand = jax.Array | jax.ShapeDtypeStruct
+
 _TUNE_FROM = 1e11  # operations of a product below which the default is taken
 
 
-def pick(kernel: str, left: Shaped, right: Shaped, *, num_experts: int | None = None) -> Tiles:
+def pick(kernel: str, left: Operand, right: Operand, *, num_experts: int | None = None) -> Tiles:
     """Tiles for a kernel of `vimoe_jax.moe.products.hopper`, from the cache or by trying.
 
     Args:
@@ -48,8 +49,9 @@ def _pick(kernel, left, right, dtype, num_experts) -> Tiles:
     def find() -> dict[str, int]:
         file = findings.path("tiles")
         known = findings.read(file).get(name)
-        if any(known == vars(option) for option in options):
-            return known
+        for option in options:
+            if known == vars(option):
+                return vars(option)
         best = vars(_find_fastest(kernel, options, left, right, dtype, num_experts))
         findings.add(file, name, best)
         return best

@@ -71,13 +71,13 @@ FILES = (huggingface.FILE, sentencepiece.FILE)
 
 
 def load(path: str | Path) -> Tokenizer:
-    """Opens a tokenizer of either kind, by what the file holds.
+    """Opens a tokenizer of either format, by the content of the file.
 
     Args:
       path: a SentencePiece model, a `tokenizer.json`, or a folder with one of `FILES`.
 
     Raises:
-      UserError: no such file, or neither kind.
+      UserError: no such file, or neither format.
     """
     path = Path(path)
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""Trains a SentencePiece model on Vietnamese text, and reports what a text costs.
+"""Trains a SentencePiece model on Vietnamese text, and counts the tokens that texts need.
 
     python -m vimoe_jax.data.tokenizer --input=a.txt,b.txt --vocab_size=8000 --out=vi.model
 
