@@ -93,12 +93,12 @@ def expert(layer, e, x):
 
 def test_without_drops_neither_groups_nor_neighbours_matter():
     x, _ = tokens()
-    y, stats = Layer()(x)
+    y, report = Layer()(x)
     one_group, _ = Layer(group_size=1000)(x)
     np.testing.assert_allclose(y, one_group, atol=1e-6)
     alone, _ = Layer()(x[1:2, 2:3])
     np.testing.assert_allclose(y[1, 2], alone[0, 0], atol=1e-6)
-    assert float(stats.drop_fraction()) == 0
+    assert float(report.drop_fraction()) == 0
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
@@ -150,15 +150,15 @@ def test_what_padding_holds_changes_nothing(router, train, seed, valid_fraction)
     other_x, other_ids = tokens(seed=seed + 1)
     valid = np.random.default_rng(seed).random(x.shape[:2]) < valid_fraction
     key = KEY if train else None
-    y, stats = layer(x, valid, ids=ids, key=key)
+    y, report = layer(x, valid, ids=ids, key=key)
     other = np.where(valid[..., None], x, 100 * other_x), np.where(valid, ids, other_ids)
     z, changed = layer(other[0], valid, ids=other[1], key=key)
     np.testing.assert_array_equal(np.asarray(y)[~valid], 0)
     np.testing.assert_array_equal(np.asarray(z)[~valid], 0)
-    close((z, changed), (y, stats))
-    assert float(stats.tokens.sum()) == valid.sum()
+    close((z, changed), (y, report))
+    assert float(report.tokens.sum()) == valid.sum()
     if router in ("top_k", "hash"):
-        assert float(stats.routed.sum()) == 2 * valid.sum()
+        assert float(report.routed.sum()) == 2 * valid.sum()
 
 
 def close(a, b, tolerance=1e-5):
@@ -169,13 +169,13 @@ def close(a, b, tolerance=1e-5):
 
 def test_padding_behind_changes_nothing():
     x, _ = tokens()
-    y, stats = Layer()(x)
+    y, report = Layer()(x)
     more = np.concatenate([x, 100 * np.ones((2, 5, D), np.float32)])
     valid = np.arange(5)[:, None] < [3] * 5
     z, padded = Layer()(more, valid)
     np.testing.assert_allclose(z[:3], y, atol=1e-6)
     np.testing.assert_array_equal(z[3:], 0)
-    assert float(padded.tokens.sum()) == 15 == float(stats.tokens.sum())
+    assert float(padded.tokens.sum()) == 15 == float(report.tokens.sum())
     assert float(padded.routed.sum()) == 30
 
 
@@ -187,8 +187,8 @@ def gradients(options):
 
     def loss(params, x, valid, ids):
         layer = nnx.merge(graph, params, rest)
-        y, stats = layer(x, valid, jnp.zeros_like(ids), num_kinds=1, key=KEY, ids=ids)
-        return jnp.sum(jnp.sin(y)) + weighted_losses(options, stats)
+        y, report = layer(x, valid, jnp.zeros_like(ids), num_kinds=1, key=KEY, ids=ids)
+        return jnp.sum(jnp.sin(y)) + weighted_losses(options, report)
 
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
     return lambda *args: gradient(params, *args)
@@ -273,7 +273,7 @@ def test_top_k_is_the_sum_of_the_largest(renormalize):
 def test_expert_choice_takes_even_shares():
     x, _ = tokens((2, 8))
     layer = Layer(router="expert_choice", capacity_factor=1.0, renormalize=False)
-    y, stats = layer(x)
+    y, report = layer(x)
     gates = np.asarray(jax.nn.softmax(x @ layer.state["router"][...]))
     expected, taken = np.zeros_like(x), np.zeros((2, 8, E), bool)
     for g in range(2):
@@ -282,9 +282,9 @@ def test_expert_choice_takes_even_shares():
             expected[g, mine] += gates[g, mine, e, None] * expert(layer, e, x[g, mine])
             taken[g, mine, e] = True
     np.testing.assert_allclose(y, expected, atol=1e-5)
-    np.testing.assert_array_equal(stats.routed, taken.sum((0, 1))[None])
-    assert float(stats.max_load()) == 1 and float(stats.drop_fraction()) == 0
-    assert float(stats.unserved.sum()) == (~taken.any(-1)).sum()
+    np.testing.assert_array_equal(report.routed, taken.sum((0, 1))[None])
+    assert float(report.max_load()) == 1 and float(report.drop_fraction()) == 0
+    assert float(report.unserved.sum()) == (~taken.any(-1)).sum()
 
 
 def test_hash_takes_the_tables_experts_evenly():
@@ -312,7 +312,7 @@ def test_hash_needs_ids():
 def test_soft_is_the_papers_algorithm():
     x, _ = tokens()
     layer = Layer(router="soft", soft_slots=2)
-    y, stats = layer(x)
+    y, report = layer(x)
     slots = np.asarray(layer.state["slots"][...])
     assert slots.shape == (D, E, 2)
     unit = slots / np.linalg.norm(slots, axis=0)
@@ -324,7 +324,7 @@ def test_soft_is_the_papers_algorithm():
         out = expert(layer, e, np.einsum("bmc,bmd->bcd", mix[:, :, e], x))
         expected += np.einsum("bmc,bcd->bmd", back[:, :, e], out)
     np.testing.assert_allclose(y, expected, atol=1e-5)
-    assert float(stats.drop_fraction()) == 0
+    assert float(report.drop_fraction()) == 0
 
 
 def test_the_bias_chooses_and_does_not_combine():
@@ -333,10 +333,10 @@ def test_the_bias_chooses_and_does_not_combine():
     without, _ = Layer(experts_per_token=1, renormalize=False)(x)
     np.testing.assert_array_equal(layer(x)[0], without)  # it begins at zero
     layer.state["bias"][...] = jnp.float32([0, 0, 2, 0])
-    y, stats = layer(x)
+    y, report = layer(x)
     gates = jax.nn.softmax(x @ layer.state["router"][...])
     np.testing.assert_allclose(y, gates[..., 2, None] * expert(layer, 2, x), atol=1e-5)
-    assert np.asarray(stats.load()).tolist() == [0, 0, 1, 0]
+    assert np.asarray(report.load()).tolist() == [0, 0, 1, 0]
 
 
 def test_rebalancing_moves_towards_the_even_share():
@@ -361,9 +361,9 @@ def test_rebalancing_balances():
     x += 1.0  # a common direction makes some experts popular
     _, before = layer(x)
     for _ in range(60):
-        _, stats = layer(x)
+        _, report = layer(x)
         bias = layer.state["bias"]
-        bias[...] = rebalance_bias(bias[...], stats.routed, 0.01)
+        bias[...] = rebalance_bias(bias[...], report.routed, 0.01)
     _, after = layer(x)
     assert float(after.max_load()) < 1.3 < 1.6 < float(before.max_load())
 
@@ -382,9 +382,9 @@ def test_experts_cut_in_two_give_half_each(k):
     halves = w_in.reshape(E, D, 2, 2, F // 2).transpose(0, 3, 1, 2, 4)
     cut.state["experts"]["w_in"][...] = halves.reshape(2 * E, D, 2, F // 2)
     cut.state["experts"]["w_out"][...] = w_out.reshape(2 * E, F // 2, D)
-    y, stats = cut(x)
+    y, report = cut(x)
     np.testing.assert_allclose(2 * y, whole(x)[0], atol=1e-5)
-    assert float(stats.routed.sum()) == 15 * k * 2
+    assert float(report.routed.sum()) == 15 * k * 2
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -410,11 +410,11 @@ def test_k_at_evaluation_is_its_own(router):
     one = Layer(router=router, experts_per_token=1)
     if router == "hash":
         one.state["table"][...] = layer.state["table"][...][:, :1]
-    y, stats = layer(x, ids=ids)
+    y, report = layer(x, ids=ids)
     np.testing.assert_allclose(y, one(x, ids=ids)[0], atol=1e-6)
-    assert float(stats.routed.sum()) == 15
-    _, stats = layer(x, ids=ids, key=KEY)
-    assert float(stats.routed.sum()) == 30
+    assert float(report.routed.sum()) == 15
+    _, report = layer(x, ids=ids, key=KEY)
+    assert float(report.routed.sum()) == 30
 
 
 def test_the_hash_table_has_room_for_the_larger_k():
@@ -430,8 +430,8 @@ def test_capacity_at_evaluation_is_its_own():
         ({"capacity_factor": 2.0, "eval_capacity_factor": 1.0}, None, 4),
         ({"capacity_factor": 1.0, "dispatcher": "dropless"}, KEY, 8),
     ):
-        _, stats = Layer(noise_std=0.0, **changes)(x, key=key)
-        assert float(stats.kept.sum()) == 2 * kept and float(stats.routed.sum()) == 16
+        _, report = Layer(noise_std=0.0, **changes)(x, key=key)
+        assert float(report.kept.sum()) == 2 * kept and float(report.routed.sum()) == 16
 
 
 @pytest.mark.parametrize("names", [("gather", "einsum"), ("einsum", "dropless")])
@@ -486,29 +486,29 @@ def test_statistics_count_drops_by_kind():
     kind = np.broadcast_to(np.arange(8) % 3, (4, 8))
     layer = Layer(capacity_factor=0.5, noise_std=0.0)
     # A constant input sends every token to the same experts: all but C of each group are dropped.
-    _, stats = layer(np.ones((4, 8, D), np.float32), kind=kind, num_kinds=3, key=KEY)
+    _, report = layer(np.ones((4, 8, D), np.float32), kind=kind, num_kinds=3, key=KEY)
     slots = 4  # ceil(8 · 2 · 0.5 / 4) = 2, rounded up to 4
-    assert float(stats.drop_fraction()) == pytest.approx(1 - slots / 8)
-    assert np.asarray(stats.routed).sum(-1).tolist() == [24.0, 24.0, 16.0]
-    np.testing.assert_allclose(stats.load().max(), 0.5)
+    assert float(report.drop_fraction()) == pytest.approx(1 - slots / 8)
+    assert np.asarray(report.routed).sum(-1).tolist() == [24.0, 24.0, 16.0]
+    np.testing.assert_allclose(report.load().max(), 0.5)
 
 
 def test_losses_are_weighted_by_their_options():
     x, _ = tokens()
     layer = Layer(balance_weight=2.0, z_weight=3.0, importance_weight=0.5, load_weight=0.25)
-    _, stats = layer(x, key=KEY)
+    _, report = layer(x, key=KEY)
     expected = (
-        2 * stats.losses["balance"]
-        + 3 * stats.losses["z"]
-        + 0.5 * stats.losses["importance"]
-        + 0.25 * stats.losses["load"]
+        2 * report.losses["balance"]
+        + 3 * report.losses["z"]
+        + 0.5 * report.losses["importance"]
+        + 0.25 * report.losses["load"]
     )
-    np.testing.assert_allclose(weighted_losses(layer.options, stats), expected, rtol=1e-6)
+    np.testing.assert_allclose(weighted_losses(layer.options, report), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("router", ["soft", "hash"])
 def test_routers_without_gates_to_learn_have_no_losses(router):
     x, ids = tokens()
     layer = Layer(**router_options(router), balance_weight=1.0, z_weight=1.0)
-    _, stats = layer(x, ids=ids, key=KEY)
-    assert stats.losses == {} and float(weighted_losses(layer.options, stats)) == 0
+    _, report = layer(x, ids=ids, key=KEY)
+    assert report.losses == {} and float(weighted_losses(layer.options, report)) == 0

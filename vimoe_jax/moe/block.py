@@ -12,8 +12,8 @@ from vimoe_jax.base.schema import FieldError
 from vimoe_jax.moe import dispatch
 from vimoe_jax.moe.experts import Experts, MLPSettings, check_mlp
 from vimoe_jax.moe.options import MoEOptions, layer_complaints
+from vimoe_jax.moe.report import MoEReport, collect
 from vimoe_jax.moe.routers import base as routers
-from vimoe_jax.moe.stats import MoEStats, collect
 from vimoe_jax.parallel.rules import constrain
 
 
@@ -74,20 +74,20 @@ class MoE(nnx.Module):
         num_kinds: int,
         key: jax.Array | None = None,
         ids: Int[Array, "*B"] | None = None,
-    ) -> tuple[Float[Array, "*B O"], MoEStats]:
+    ) -> tuple[Float[Array, "*B O"], MoEReport]:
         """Runs the layer.
 
         Args:
           x: tokens, any leading axes.
           valid: False for padding, which takes no slot, gives 0 and counts in nothing.
-          kind: a small integer per token by which the statistics are split.
+          kind: a small integer per token by which the report is split.
           num_kinds: kinds are in [0, num_kinds).
           key: given in training only: draws the router noise, selects training's K, capacity and
             dispatcher.
           ids: what the hash router looks up; other routers do not need it.
 
         Returns:
-          The layer's output in x's dtype, and its statistics.
+          The layer's output in x's dtype, and its MoE report.
         """
         o, router = self.options, routers.make(self.options)
         size = router.group_size(x.shape[-2])
@@ -107,18 +107,18 @@ class MoE(nnx.Module):
         )
         y = dispatcher.run(self.experts, groups)
         counts = assignment.counts(valid_g)
-        stats = collect(routing.losses, routing.gates, *counts, valid_g, kind_g, num_kinds)
+        report = collect(routing.losses, routing.gates, *counts, valid_g, kind_g, num_kinds)
         if o.shared_experts:
             everyone = self.shared(groups[:, None])[:, 0]
             y = y + everyone * valid_g[..., None].astype(everyone.dtype)
         y = y.reshape(-1, y.shape[-1])[: valid.size].reshape(*x.shape[:-1], -1)
-        return y.astype(x.dtype), stats
+        return y.astype(x.dtype), report
 
 
-def weighted_losses(options: MoEOptions, stats: MoEStats) -> Float[Array, "*L"]:
-    """The weighted sum of a layer's losses, by the options' `<name>_weight`."""
+def weighted_losses(options: MoEOptions, report: MoEReport) -> Float[Array, "*L"]:
+    """The weighted sum of a report's losses, by the options' `<name>_weight`."""
     return sum(
-        getattr(options, f"{name}_weight") * loss for name, loss in stats.losses.items()
+        getattr(options, f"{name}_weight") * loss for name, loss in report.losses.items()
     ) + jnp.zeros(())
 
 

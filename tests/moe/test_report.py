@@ -1,11 +1,11 @@
-"""Statistics of MoE layers: counts by kind, and the fractions that follow from them."""
+"""The MoE report: counts by kind, and the fractions that follow from them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vimoe_jax.moe.stats import MoEStats, collect
+from vimoe_jax.moe.report import MoEReport, collect
 
 G, M, E, KINDS = 3, 8, 4, 3
 
@@ -128,7 +128,7 @@ METHODS = (
 def test_layers_lead(method):
     layers = [count(*random_choices(seed), losses={"z": jnp.ones(())}) for seed in range(5)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *layers)
-    assert isinstance(stacked, MoEStats) and stacked.losses["z"].shape == (5,)
+    assert isinstance(stacked, MoEReport) and stacked.losses["z"].shape == (5,)
     each = [getattr(layer, method)() for layer in layers]
     np.testing.assert_allclose(getattr(stacked, method)(), np.stack(each), rtol=1e-6)
 
