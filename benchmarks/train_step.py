@@ -284,9 +284,9 @@ def drop_fraction(metrics: StepMetrics) -> float:
     import jax
     import numpy as np
 
-    from vimoe_jax.moe.stats import MoEStats
+    from vimoe_jax.moe.report import MoEReport
 
-    layers = jax.tree.leaves(metrics.moe, is_leaf=lambda r: isinstance(r, MoEStats))
+    layers = jax.tree.leaves(metrics.moe, is_leaf=lambda r: isinstance(r, MoEReport))
     return float(np.mean(np.concatenate([np.ravel(r.drop_fraction()) for r in layers])))
 
 

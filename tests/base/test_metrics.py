@@ -18,7 +18,7 @@ from vimoe_jax.datasets.records import QA, Record
 from vimoe_jax.model.loss import TokenLoss
 from vimoe_jax.model.tokens import NUM_KINDS
 from vimoe_jax.moe.options import MoEOptions
-from vimoe_jax.moe.stats import MoEStats
+from vimoe_jax.moe.report import MoEReport
 from vimoe_jax.report import meanings, page
 from vimoe_jax.run.state import Health
 from vimoe_jax.scores import captions, vqa
@@ -61,7 +61,7 @@ def step(parts):
     """A step's metrics: each part has two MoE layers, all kinds of token, every loss."""
     one, ones = jnp.ones(()), jnp.ones(2)
     names = [n for n in MoEOptions.__dataclass_fields__ if n.endswith("_weight")]
-    report = MoEStats(
+    report = MoEReport(
         losses={n.removesuffix("_weight"): ones for n in names},
         routed=jnp.ones((2, NUM_KINDS, 4)),
         kept=jnp.ones((2, NUM_KINDS, 4)),

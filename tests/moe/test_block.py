@@ -12,8 +12,8 @@ import pytest
 from flax import nnx
 
 from vimoe_jax.moe import dispatch
-from vimoe_jax.moe.block import MoE, rebalanced, weighted_losses
-from vimoe_jax.moe.experts import Experts
+from vimoe_jax.moe.block import MoE, rebalance_bias, weighted_losses
+from vimoe_jax.moe.experts import Experts, check_mlp
 from vimoe_jax.moe.options import MoEOptions
 
 D, E, F, IDS = 6, 4, 8, 50
@@ -220,7 +220,7 @@ def make(options=OPTIONS, in_dim=D, mlp_dim=F, out_dim=D, activation="gelu", num
         ({"activation": "swiglo"}, "MoE.activation: must be one of .*did you mean 'swiglu'"),
         ({"in_dim": 0}, "MoE.in_dim: must be an int of at least 1, not 0"),
         ({"out_dim": -1}, "MoE.out_dim: must be an int of at least 1, not -1"),
-        ({"mlp_dim": 2.0}, "MoE.mlp_dim: must be an int of at least 1, not 2.0"),
+        ({"mlp_dim": -1}, "MoE.mlp_dim: must be an int of at least 1, not -1"),
         ({"options": MoEOptions()}, "MoE.options.num_experts: 0 means a dense layer"),
         (
             {"options": dataclasses.replace(OPTIONS, granularity=3)},
@@ -239,6 +239,8 @@ def test_a_layer_refuses_what_it_cannot_be_made_of(wrong, complaint):
 
 
 def test_experts_alone_refuse_it_too():
+    with pytest.raises(ValueError, match=r"Experts\.mlp_dim: must be an int .*, not 2\.5"):
+        check_mlp("Experts", "gelu", in_dim=3, mlp_dim=2.5)
     with pytest.raises(ValueError, match=r"Experts\.activation: must be one of"):
         Experts(2, D, F, D, activation="relu", bias=False, dtype=jnp.float32, rngs=nnx.Rngs(0))
 
@@ -340,7 +342,7 @@ def test_the_bias_chooses_and_does_not_combine():
 def test_rebalancing_moves_towards_the_even_share():
     bias = jnp.float32([[0.5, 0, 0, -1], [0, 0, 0, 0]])
     routed = jnp.float32([[[3, 1, 0, 0], [1, 1, 2, 0]], [[2, 2, 2, 2], [1, 1, 1, 1]]])
-    got = rebalanced(bias, routed, 0.25)
+    got = rebalance_bias(bias, routed, 0.25)
     np.testing.assert_allclose(got, [[0.25, 0, 0, -0.75], [0, 0, 0, 0]])
 
 
@@ -348,7 +350,7 @@ def test_rebalancing_moves_towards_the_even_share():
 @hypothesis.settings(deadline=None, max_examples=30)
 def test_rebalancing_moves_every_bias_by_the_rate_or_not_at_all(load, rate):
     load = np.asarray(load)
-    moved = np.asarray(rebalanced(jnp.zeros(E), jnp.float32(load)[None], rate))
+    moved = np.asarray(rebalance_bias(jnp.zeros(E), jnp.float32(load)[None], rate))
     np.testing.assert_allclose(moved, rate * np.sign(load.mean() - load), rtol=1e-6)
 
 
@@ -361,7 +363,7 @@ def test_rebalancing_balances():
     for _ in range(60):
         _, report = layer(x)
         bias = layer.state["bias"]
-        bias[...] = rebalanced(bias[...], report.routed, 0.01)
+        bias[...] = rebalance_bias(bias[...], report.routed, 0.01)
     _, after = layer(x)
     assert float(after.max_load()) < 1.3 < 1.6 < float(before.max_load())
 
@@ -436,23 +438,21 @@ def test_capacity_at_evaluation_is_its_own():
 def test_the_dispatcher_at_evaluation_is_its_own(monkeypatch, names):
     used = []
 
-    def make(name, *args, backend, **options):
-        used.append((name, backend))
-        return make_dispatcher(name, *args, backend="portable", **options)
+    class Stub:
+        def run(self, experts, x):
+            return x
 
-    make_dispatcher = dispatch.make
-    monkeypatch.setattr(dispatch, "make", make)
-    monkeypatch.setattr(Experts, "backend", lambda _: "of the experts")
-    layer = Layer(dispatcher=names[0], eval_dispatcher=names[1]).module()
+    def make_dispatcher(name, assignment, *, backend, exchange_factor):
+        used.append((name, backend, exchange_factor))
+        return Stub()
+
+    monkeypatch.setattr(dispatch, "make", make_dispatcher)
+    monkeypatch.setattr(Experts, "backend", lambda _: "megablox")
+    layer = Layer(dispatcher=names[0], eval_dispatcher=names[1], exchange_factor=3.0).module()
     x, _ = tokens()
     for key in (KEY, None):
-        jax.eval_shape(
-            lambda x, key=key: layer(
-                x, jnp.ones((3, 5), bool), jnp.zeros((3, 5), int), num_kinds=1, key=key
-            ),
-            x,
-        )
-    assert used == [(name, "of the experts") for name in names]
+        layer(jnp.asarray(x), jnp.ones((3, 5), bool), jnp.zeros((3, 5), int), num_kinds=1, key=key)
+    assert used == [(name, "megablox", 3.0) for name in names]
 
 
 def test_noise_is_drawn_in_training_only():

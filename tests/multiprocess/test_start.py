@@ -184,11 +184,11 @@ def test_what_the_first_finds_is_known_to_all():
     place = f"--coordinator=127.0.0.1:{free_port()}"
     key = "tiles gated (8192, 1024) (8, 1024, 2, 3072) bfloat16"
     find = 'lambda: {"rows": 128, "asked": sys.argv[-1]}'
-    ask = f'print(distributed.of_the_first("{key}", {find}), file=sys.stderr)'
+    ask = f'print(distributed.agree_on_first("{key}", {find}), file=sys.stderr)'
     both = [call(place, "--num_processes=2", f"--process_id={i}", then=ask) for i in range(2)]
     for process in both:
         assert_one_line(process, 0, "{'rows': 128, 'asked': '--process_id=0'}")
 
 
 def test_who_is_alone_finds_by_itself():
-    assert distributed.of_the_first("anything", lambda: 3) == 3
+    assert distributed.agree_on_first("anything", lambda: 3) == 3

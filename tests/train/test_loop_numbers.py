@@ -8,7 +8,7 @@ import pytest
 from vimoe_jax.model.loss import TokenLoss
 from vimoe_jax.model.stack import merge
 from vimoe_jax.model.tokens import NUM_KINDS, TokenKind
-from vimoe_jax.moe.stats import MoEStats
+from vimoe_jax.moe.report import MoEReport
 from vimoe_jax.run.state import Health
 from vimoe_jax.train import numbers
 from vimoe_jax.train.step import StepMetrics
@@ -24,7 +24,7 @@ def layers(*reports):
     )
     tokens = routed.sum(-1) / 2
     first = np.arange(len(reports), dtype=np.float32)
-    return MoEStats(
+    return MoEReport(
         losses={"importance": first, "z": first + 1},
         routed=routed,
         kept=kept,

@@ -13,7 +13,7 @@ from vimoe_jax.datasets.records import Source
 from vimoe_jax.model.blueprint import Params
 from vimoe_jax.model.tokens import TokenKind
 from vimoe_jax.model.vlm import Reports
-from vimoe_jax.moe.stats import MoEStats
+from vimoe_jax.moe.report import MoEStats
 from vimoe_jax.parallel.mesh import to_mesh
 from vimoe_jax.parallel.rules import use_mesh
 from vimoe_jax.run.batches import fixed_batches

@@ -14,7 +14,7 @@ from vimoe_jax.model.tokens import NUM_KINDS, Places
 from vimoe_jax.moe.block import MoE
 from vimoe_jax.moe.experts import MLPSettings
 from vimoe_jax.moe.options import MoEOptions
-from vimoe_jax.moe.stats import MoEStats
+from vimoe_jax.moe.report import MoEReport
 from vimoe_jax.parallel.rules import constrain
 
 Rotation = tuple[Float[Array, "B S half"], Float[Array, "B S half"]]
@@ -97,7 +97,7 @@ class Block(nnx.Module):
         cache: KVCache | None = None,
         offset: Int[Array, ""] | int = 0,
         key: jax.Array | None = None,
-    ) -> tuple[Float[Array, "B S D"], KVCache | None, MoEStats | None]:
+    ) -> tuple[Float[Array, "B S D"], KVCache | None, MoEReport | None]:
         """Runs the block.
 
         Args:
@@ -120,7 +120,7 @@ class Block(nnx.Module):
 
 def mix(
     mlp: MLP | MoE, x: Float[Array, "B S D"], places: Places, key: jax.Array | None
-) -> tuple[Float[Array, "B S O"], MoEStats | None]:
+) -> tuple[Float[Array, "B S O"], MoEReport | None]:
     """An MLP, dense or a mixture of experts, on every place; with the report of the latter."""
     if isinstance(mlp, MLP):
         return mlp(x), None

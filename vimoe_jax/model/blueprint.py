@@ -19,8 +19,8 @@ from vimoe_jax import config as config_lib
 from vimoe_jax.config.parts import Part, PartName, part_name, parts_of
 from vimoe_jax.model.stack import layer_places
 from vimoe_jax.model.vlm import VLM, Reports, compute_dtype
-from vimoe_jax.moe.block import rebalanced
-from vimoe_jax.moe.stats import MoEStats
+from vimoe_jax.moe.block import rebalance_bias
+from vimoe_jax.moe.report import MoEReport
 from vimoe_jax.parallel import rules
 from vimoe_jax.parallel.parameters import Buffer
 from vimoe_jax.parallel.rules import AnyMesh
@@ -117,7 +117,7 @@ class Blueprint:
         """Tower, connector and decoder."""
         return parts_of(self.config)
 
-    def layers_of(self, reports: Reports) -> dict[str, MoEStats]:
+    def layers_of(self, reports: Reports) -> dict[str, MoEReport]:
         """A forward pass's MoE reports by layer name ("decoder.1", …), first to last."""
         named = {}
         for name, part in self.parts.items():  # a jitted function sorts its dicts
@@ -138,7 +138,7 @@ class Blueprint:
                 for module, layers in self._moe_modules(name).items():
                     bias = params[f"{module}.bias"]
                     mine = routed[np.asarray(layers)].reshape(*bias.shape[:-1], *routed.shape[-2:])
-                    new[f"{module}.bias"] = rebalanced(bias, mine, rate)
+                    new[f"{module}.bias"] = rebalance_bias(bias, mine, rate)
         return new
 
     def _moe_modules(self, name: PartName) -> dict[str, list[int]]:

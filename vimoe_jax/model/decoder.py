@@ -19,7 +19,7 @@ from vimoe_jax.model.layers import KVCache, RMSNorm, rotary
 from vimoe_jax.model.stack import Stack, empty
 from vimoe_jax.model.tokens import Places
 from vimoe_jax.moe.options import moe_layers
-from vimoe_jax.moe.stats import MoEStats
+from vimoe_jax.moe.report import MoEReport
 from vimoe_jax.parallel.lookup import TABLE, lookup
 from vimoe_jax.parallel.parameters import param
 
@@ -94,7 +94,7 @@ class Decoder(nnx.Module):
         caches: Any = None,
         offset: Int[Array, ""] | int = 0,
         key: jax.Array | None = None,
-    ) -> tuple[Float[Array, "B S D"], Any, MoEStats | None]:
+    ) -> tuple[Float[Array, "B S D"], Any, MoEReport | None]:
         """Runs all blocks and the final norm.
 
         Args:

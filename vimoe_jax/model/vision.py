@@ -16,7 +16,7 @@ from vimoe_jax.model.layers import LayerNorm
 from vimoe_jax.model.stack import Stack
 from vimoe_jax.model.tokens import Places
 from vimoe_jax.moe.options import moe_layers
-from vimoe_jax.moe.stats import MoEStats
+from vimoe_jax.moe.report import MoEReport
 from vimoe_jax.parallel.parameters import fan_in, param
 
 _EPS = 1e-6
@@ -75,7 +75,7 @@ class VisionTower(nnx.Module):
     @jax.named_scope("vision")
     def __call__(
         self, image: UInt8[Array, "B H W 3"], places: Places, key: jax.Array | None = None
-    ) -> tuple[Float[Array, "B P D"], MoEStats | None]:
+    ) -> tuple[Float[Array, "B P D"], MoEReport | None]:
         """Encodes pictures.
 
         Args:

@@ -21,7 +21,7 @@ from vimoe_jax.model.tokens import Layout, Places, TokenKind
 from vimoe_jax.model.vision import VisionTower
 from vimoe_jax.moe.block import MoE, weighted_losses
 from vimoe_jax.moe.experts import MLPSettings
-from vimoe_jax.moe.stats import MoEStats
+from vimoe_jax.moe.report import MoEStats
 
 # The MoE reports of each part that has any, a leading axis over its MoE layers.
 Reports = dict[PartName, MoEStats]

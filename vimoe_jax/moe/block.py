@@ -9,9 +9,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from vimoe_jax.base.schema import FieldError
-from vimoe_jax.moe import dispatch, stats
+from vimoe_jax.moe import dispatch
 from vimoe_jax.moe.experts import Experts, MLPSettings, check_mlp
 from vimoe_jax.moe.options import MoEOptions, layer_complaints
+from vimoe_jax.moe.report import MoEReport, collect
 from vimoe_jax.moe.routers import base as routers
 from vimoe_jax.parallel.rules import constrain
 
@@ -73,20 +74,20 @@ class MoE(nnx.Module):
         num_kinds: int,
         key: jax.Array | None = None,
         ids: Int[Array, "*B"] | None = None,
-    ) -> tuple[Float[Array, "*B O"], stats.MoEStats]:
+    ) -> tuple[Float[Array, "*B O"], MoEReport]:
         """Runs the layer.
 
         Args:
           x: tokens, any leading axes.
           valid: False for padding, which takes no slot, gives 0 and counts in nothing.
-          kind: a small integer per token by which the statistics are split.
+          kind: a small integer per token by which the report is split.
           num_kinds: kinds are in [0, num_kinds).
           key: given in training only: draws the router noise, selects training's K, capacity and
             dispatcher.
           ids: what the hash router looks up; other routers do not need it.
 
         Returns:
-          The layer's output in x's dtype, and its statistics.
+          The layer's output in x's dtype, and its MoE report.
         """
         o, router = self.options, routers.make(self.options)
         size = router.group_size(x.shape[-2])
@@ -106,7 +107,7 @@ class MoE(nnx.Module):
         )
         y = dispatcher.run(self.experts, groups)
         counts = assignment.counts(valid_g)
-        report = stats.collect(routing.losses, routing.gates, *counts, valid_g, kind_g, num_kinds)
+        report = collect(routing.losses, routing.gates, *counts, valid_g, kind_g, num_kinds)
         if o.shared_experts:
             everyone = self.shared(groups[:, None])[:, 0]
             y = y + everyone * valid_g[..., None].astype(everyone.dtype)
@@ -114,14 +115,14 @@ class MoE(nnx.Module):
         return y.astype(x.dtype), report
 
 
-def weighted_losses(options: MoEOptions, report: stats.MoEStats) -> Float[Array, "*L"]:
+def weighted_losses(options: MoEOptions, report: MoEReport) -> Float[Array, "*L"]:
     """The weighted sum of a report's losses, by the options' `<name>_weight`."""
     return sum(
         getattr(options, f"{name}_weight") * loss for name, loss in report.losses.items()
     ) + jnp.zeros(())
 
 
-def rebalanced(
+def rebalance_bias(
     bias: Float[Array, "*L E"], routed: Float[Array, "*L kinds E"], rate: float
 ) -> Float[Array, "*L E"]:
     """Router biases after a step: up by `rate` where an expert had less than an even share of the

@@ -94,7 +94,7 @@ class Exchange:
         nowhere = sizes.shape[0] * self.slots
         return jnp.where(now, device * self.slots + behind, nowhere).astype(jnp.int32)
 
-    def received(self, number: Int[Array, ""] | int) -> Assignment:
+    def assignment(self, number: Int[Array, ""] | int) -> Assignment:
         """Which of this device's experts each received row is for: n groups of S tokens, K = 1.
 
         Rows beyond the end of a list have the slot S: they count as dropped.
@@ -133,7 +133,7 @@ class Exchange:
         if back:
             there, here = here, there
         how = self.slots, self.parts
-        return _ragged(rows, there.astype(jnp.int32), here.astype(jnp.int32), how)
+        return _send_ragged(rows, there.astype(jnp.int32), here.astype(jnp.int32), how)
 
     def _pairs(self) -> Int[Array, "n n"]:
         """Choices from each device for each device."""
@@ -142,7 +142,7 @@ class Exchange:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _ragged(rows, sent, received, how: tuple[int, int]):
+def _send_ragged(rows, sent, received, how: tuple[int, int]):
     slots, parts = how
     length = -(-slots // parts)
     first = jnp.minimum(jnp.arange(parts, dtype=jnp.int32) * length, slots)  # of each part
@@ -163,19 +163,19 @@ def _ragged(rows, sent, received, how: tuple[int, int]):
     )
 
 
-def _ragged_fwd(rows, sent, received, how):
-    return _ragged(rows, sent, received, how), (sent, received)
+def _send_ragged_fwd(rows, sent, received, how):
+    return _send_ragged(rows, sent, received, how), (sent, received)
 
 
-def _ragged_bwd(how, saved, d_rows):
+def _send_ragged_bwd(how, saved, d_rows):
     sent, received = saved
-    return _ragged(d_rows, received, sent, how), None, None
+    return _send_ragged(d_rows, received, sent, how), None, None
 
 
-_ragged.defvjp(_ragged_fwd, _ragged_bwd)
+_send_ragged.defvjp(_send_ragged_fwd, _send_ragged_bwd)
 
 
-def in_rounds(
+def sum_over_rounds(
     run: Callable[[Any, Any, Any], jax.Array], args: Any, tables: Any, rounds: Int[Array, ""]
 ) -> jax.Array:
     """`Σ run(number, args, tables)` over all rounds, differentiable in `args`.

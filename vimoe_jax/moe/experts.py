@@ -30,7 +30,7 @@ ACTIVATIONS: dict[str, tuple[int, Callable[..., jax.Array]]] = {
 
 
 class MLPSettings(TypedDict, total=False):
-    """What MLPs, experts and MoE layers are told alike; `out_scale` may be left out."""
+    """What MLPs, experts and MoE layers share; `out_scale` may be left out."""
 
     activation: Required[str]
     bias: Required[bool]
@@ -39,7 +39,7 @@ class MLPSettings(TypedDict, total=False):
     out_scale: float
 
 
-def check_mlp(owner: str, activation: str, **dims: int) -> None:
+def check_mlp(owner: str, activation: str, **dims: object) -> None:
     """Refuses what no MLP can be made of.
 
     Args:

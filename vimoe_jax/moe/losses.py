@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vimoe_jax.moe import routing
 
 
-def _valid(valid: Bool[Array, "G M"] | None, like: Float[Array, "G M E"]) -> Float[Array, "G M"]:
+def _mask(valid: Bool[Array, "G M"] | None, like: Float[Array, "G M E"]) -> Float[Array, "G M"]:
     shape = like.shape[:2]
     return jnp.ones(shape, jnp.float32) if valid is None else valid.astype(jnp.float32)
 
@@ -39,7 +39,7 @@ def importance(
       gates: softmax of the *clean* logits.
       valid: False for padding.
     """
-    mask = _valid(valid, gates)
+    mask = _mask(valid, gates)
     total = jnp.einsum("gme,gm->ge", gates.astype(jnp.float32), mask)
     return _mean_over_groups(_squared_variation(total), mask)
 
@@ -63,7 +63,7 @@ def load(
       noise_std: standard deviation of the noise actually added, positive.
       valid: False for padding.
     """
-    mask = _valid(valid, logits)
+    mask = _mask(valid, logits)
     noisy = noisy_logits.astype(jnp.float32)
     expert, _ = routing.find_largest(jax.lax.stop_gradient(noisy), k)
     threshold = routing.gates_of(noisy, expert[..., -1:])
@@ -83,7 +83,7 @@ def balance(
     f_e is the share of all K choices that went to expert e (so that Σ f = 1), P_e the mean gate.
     Fedus et al. 2021, eq. 4; codebases that let Σ f = K report K times this.
     """
-    mask = _valid(valid, gates)
+    mask = _mask(valid, gates)
     num_experts, k = gates.shape[-1], expert.shape[-1]
     tokens = jnp.maximum(mask.sum(-1, keepdims=True), 1)
     chosen = jax.nn.one_hot(expert, num_experts, dtype=jnp.float32).sum(2)
@@ -94,6 +94,6 @@ def balance(
 
 def z(logits: Float[Array, "G M E"], valid: Bool[Array, "G M"] | None = None) -> Float[Array, ""]:
     """Mean over valid tokens of logsumexp(logits)² (ST-MoE, Zoph et al. 2022, eq. 5)."""
-    mask = _valid(valid, logits)
+    mask = _mask(valid, logits)
     square = jnp.square(jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1))
     return jnp.sum(square * mask) / jnp.maximum(mask.sum(), 1)

@@ -395,7 +395,7 @@ class AnyProcess:
         return bool(jax.device_get(self._answers.popleft()))
 
 
-def of_the_first(key: str, find: Callable[[], Any], timeout: float = 900) -> Any:
+def agree_on_first(key: str, find: Callable[[], Any], timeout: float = 900) -> Any:
     """What process 0 finds, for all: a measurement may differ between processes.
 
     Args:

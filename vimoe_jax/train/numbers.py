@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from vimoe_jax.model.tokens import TokenKind
-from vimoe_jax.moe.stats import MoEStats
+from vimoe_jax.moe.report import MoEStats
 from vimoe_jax.train.step import StepMetrics
 
 

@@ -19,7 +19,7 @@ from vimoe_jax.data.batch import Batch
 from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.model.loss import TokenLoss
 from vimoe_jax.model.vlm import Reports
-from vimoe_jax.moe.stats import MoEStats
+from vimoe_jax.moe.report import MoEStats
 from vimoe_jax.parallel.rules import AnyMesh, use_mesh
 from vimoe_jax.run.state import Health, TrainState
 from vimoe_jax.train import distill, health, optim

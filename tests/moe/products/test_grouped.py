@@ -17,7 +17,7 @@ from vimoe_jax.moe.experts import Experts
 from vimoe_jax.moe.products import choice, grouped, hopper, proof
 from vimoe_jax.moe.products.check import check
 from vimoe_jax.moe.products.choice import tile_rows
-from vimoe_jax.moe.products.findings import outside_traces
+from vimoe_jax.moe.products.findings import call_outside_traces
 from vimoe_jax.moe.products.segments import Segments, num_rows
 from vimoe_jax.moe.routers.top_k import top_k
 
@@ -234,11 +234,11 @@ def test_a_check_that_was_passed_holds_for_the_next_process(monkeypatch, tmp_pat
         return next(verdicts)
 
     with pytest.warns(UserWarning, match="dx off"):
-        assert not proof.proven("hopper", jnp.bfloat16, check)  # who failed is checked again
-    assert proof.proven("hopper", jnp.bfloat16, check)
-    assert proof.proven("hopper", jnp.bfloat16, check)
+        assert not proof.passes_check("hopper", jnp.bfloat16, check)  # who failed is checked again
+    assert proof.passes_check("hopper", jnp.bfloat16, check)
+    assert proof.passes_check("hopper", jnp.bfloat16, check)
     with pytest.warns(UserWarning, match="not asked for"):
-        assert not proof.proven("hopper", jnp.float16, check)
+        assert not proof.passes_check("hopper", jnp.float16, check)
 
 
 @pytest.mark.parametrize("change", ["file", "version"])
@@ -249,13 +249,13 @@ def test_a_check_is_made_again_when_its_record_is_no_good(monkeypatch, tmp_path,
     def check(name, dtype):
         asked.append((name, dtype))
 
-    assert proof.proven("hopper", jnp.bfloat16, check)
+    assert proof.passes_check("hopper", jnp.bfloat16, check)
     if change == "file":
         (file,) = tmp_path.iterdir()
         file.write_text(file.read_text()[:-9])
     else:
         monkeypatch.setattr(proof, "_versions", lambda: "another")
-    assert proof.proven("hopper", jnp.bfloat16, check)
+    assert proof.passes_check("hopper", jnp.bfloat16, check)
     assert len(asked) == 2
 
 
@@ -354,7 +354,7 @@ def test_refused_kernels_are_not_run(monkeypatch):
 def test_traces_belong_to_the_thread_outside():
     @jax.jit
     def f(x):
-        assert outside_traces(lambda: float(jnp.ones(3).sum())) == 3.0
+        assert call_outside_traces(lambda: float(jnp.ones(3).sum())) == 3.0
         return x + 1
 
     assert float(f(1.0)) == 2
@@ -392,7 +392,7 @@ def test_the_layer_on_kernels_is_the_layer_in_float32(
     # Too many for expert 0, none for the last.
     logits = rng.normal(size=shape) + np.array([3, 0, 0, 0, -99])
     gates = jax.nn.softmax(jnp.asarray(logits, jnp.float32))
-    valid = rng.random(shape[:2]) < 0.8
+    valid = jnp.asarray(rng.random(shape[:2]) < 0.8)
     target = jnp.asarray(rng.normal(size=x.shape), jnp.float32)
 
     def results(name, dtype):

@@ -38,7 +38,9 @@ def route(name, x, ids, key=KEY, **changes):
 
 def tokens(groups=2, num=8, seed=0):
     rng = np.random.default_rng(seed)
-    return jnp.float32(rng.normal(size=(groups, num, D))), rng.integers(0, IDS, (groups, num))
+    return jnp.float32(rng.normal(size=(groups, num, D))), jnp.asarray(
+        rng.integers(0, IDS, (groups, num))
+    )
 
 
 def layer(options):
@@ -129,21 +131,21 @@ class Nearest(base.Router):
 
 
 @pytest.fixture
-def nearest():
-    routers.register("nearest", causal=True, gated=False)(Nearest)
+def mine():
+    routers.register("mine", causal=True, gated=False)(Nearest)
     yield
-    del ROUTERS["nearest"]
+    del ROUTERS["mine"]
 
 
-def test_a_registered_router_routes(nearest):
-    mine = layer(options("nearest", renormalize=False))
-    names = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(mine))}
+def test_a_registered_router_routes(mine):
+    routed = layer(options("mine", renormalize=False))
+    names = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(routed))}
     assert names == {"keys", "experts.w_in", "experts.w_out"}
     x, _ = tokens()
     valid = jnp.ones(x.shape[:2], bool).at[0, 5:].set(False)
-    y, stats = mine(x, valid, jnp.zeros(x.shape[:2], int), num_kinds=1)
-    w_in, w_out = (np.asarray(w[...]) for w in (mine.experts.w_in, mine.experts.w_out))
-    keys, expected = np.asarray(mine.keys[...]), np.zeros_like(x)
+    y, report = routed(x, valid, jnp.zeros(x.shape[:2], int), num_kinds=1)
+    w_in, w_out = (np.asarray(w[...]) for w in (routed.experts.w_in, routed.experts.w_out))
+    keys, expected = np.asarray(routed.keys[...]), np.zeros_like(x)
     for at in np.argwhere(valid):
         token = np.asarray(x)[tuple(at)]
         gates = np.exp(-np.square(token - keys).sum(-1))
@@ -152,30 +154,30 @@ def test_a_registered_router_routes(nearest):
             out = (gate / (1 + np.exp(-gate)) * up) @ w_out[e]
             expected[tuple(at)] += gates[e] / gates.sum() * out
     np.testing.assert_allclose(y, expected, atol=1e-5)
-    assert float(stats.routed.sum()) == K * valid.sum()
+    assert float(report.routed.sum()) == K * valid.sum()
 
 
-def test_a_registered_router_learns(nearest):
-    mine = layer(options("nearest"))
+def test_a_registered_router_learns(mine):
+    routed = layer(options("mine"))
     x, _ = tokens()
     valid, kind = jnp.ones(x.shape[:2], bool), jnp.zeros(x.shape[:2], int)
 
-    def loss(mine):
-        y, stats = mine(x, valid, kind, num_kinds=1, key=KEY)
-        return jnp.sum(jnp.sin(y)) + weighted_losses(mine.options, stats)
+    def loss(routed):
+        y, report = routed(x, valid, kind, num_kinds=1, key=KEY)
+        return jnp.sum(jnp.sin(y)) + weighted_losses(routed.options, report)
 
-    gradient = nnx.grad(loss)(mine)
+    gradient = nnx.grad(loss)(routed)
     assert all(np.isfinite(g).all() and np.any(g) for g in jax.tree.leaves(gradient))
 
 
-def test_a_registered_router_is_a_name_like_others(nearest):
-    assert list(complaints(options("nearest"), 4, 8, causal=True)) == []
+def test_a_registered_router_is_a_name_like_others(mine):
+    assert list(complaints(options("mine"), 4, 8, causal=True)) == []
     c = config.defaults()
-    c.model.decoder.moe.num_experts, c.model.decoder.moe.router = 4, "nearest"
+    c.model.decoder.moe.num_experts, c.model.decoder.moe.router = 4, "mine"
     assert config.resolve(c.to_dict()).model.decoder.moe.traits.load() is Nearest
 
 
-def test_names_are_taken_once(nearest):
-    routers.register("nearest", causal=True, gated=False)(Nearest)  # a notebook's cell, run twice
+def test_names_are_taken_once(mine):
+    routers.register("mine", causal=True, gated=False)(Nearest)  # a notebook's cell, run twice
     with pytest.raises(ValueError, match=r"router 'top_k': .*:TopK has this name"):
         routers.register("top_k", causal=True)(Nearest)

@@ -90,7 +90,7 @@ def _exchange(graph, state, assignment: Assignment, x, factor: float, parts: int
         choice = invert(place, devices * slots)
         sent = to_rows(x, place, choice)[0]
         rows = checkpoint_name(plan.send(sent, number), MOVED[0]).reshape(devices, slots, -1)
-        tokens = SortedRows.create(plan.received(number), experts.backend())
+        tokens = SortedRows.create(plan.assignment(number), experts.backend())
         out = tokens.run(experts, rows).reshape(devices * slots, -1)
         out = checkpoint_name(plan.send(out, number, back=True), MOVED[1])
         return from_rows(out[None], weight, place, choice)
@@ -100,5 +100,5 @@ def _exchange(graph, state, assignment: Assignment, x, factor: float, parts: int
     if slots >= bound:
         y = run(0, args, tables)
     else:
-        y = exchange.in_rounds(run, args, tables, plan.rounds(TOKEN_AXES))
+        y = exchange.sum_over_rounds(run, args, tables, plan.rounds(TOKEN_AXES))
     return y.reshape(*x.shape[:2], -1)

@@ -45,7 +45,7 @@ def _backend(dtype: np.dtype) -> Backend:
     from vimoe_jax.moe.products import hopper
 
     if dtype in (jnp.bfloat16, jnp.float16) and hopper.supported():
-        return "hopper" if proof.proven("hopper", dtype, check) else "portable"
+        return "hopper" if proof.passes_check("hopper", dtype, check) else "portable"
     if jax.default_backend() == "tpu":
-        return "megablox" if proof.proven("megablox", dtype, check) else "portable"
+        return "megablox" if proof.passes_check("megablox", dtype, check) else "portable"
     return "portable"

@@ -43,7 +43,7 @@ def add(file: Path, key: str, value: Any) -> None:
 T = TypeVar("T")
 
 
-def outside_traces(f: Callable[..., T], *args: Any) -> T:
+def call_outside_traces(f: Callable[..., T], *args: Any) -> T:
     """Calls `f` where nothing is being traced: traces belong to threads, so in a thread of its own.
 
     Kernels cannot be built under `jax.ensure_compile_time_eval`: it hides their axis names.

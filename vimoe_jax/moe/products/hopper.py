@@ -140,7 +140,7 @@ def gated(
     *,
     shared: bool = False,
     cut: Tiles = Tiles(),
-) -> tuple[Float[Array, "R FF"], Float[Array, "R F"]]:
+) -> tuple[Float[Array, "A FF"], Float[Array, "Q F"]]:
     """Gate and up projections and `silu(gate) * up`, in one pass over the rows.
 
     Arguments as in `rows`; an output tile has `cut.columns // 2` columns of each. With `shared`,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
 
 EPILOGUE = 64  # rows and columns written back at once
 
@@ -96,14 +97,14 @@ def multiprocessors() -> int:
     return getattr(jax.devices()[0], "core_count", None) or 132
 
 
-def transforms(columns: int, dtype: jnp.dtype) -> tuple:
+def transforms(columns: int, dtype: DTypeLike) -> tuple:
     """The swizzled layout that TMA writes and wgmma reads, for blocks of that many columns."""
     itemsize = jnp.dtype(dtype).itemsize
     swizzle = plgpu.find_swizzle(columns * itemsize * 8)
     return plgpu.TilingTransform((8, swizzle // itemsize)), plgpu.SwizzleTransform(swizzle)
 
 
-def block(rows: int, columns: int, index_map, dtype: jnp.dtype) -> plgpu.BlockSpec:
+def block(rows: int, columns: int, index_map, dtype: DTypeLike) -> plgpu.BlockSpec:
     """Blocks of an operand, by step of the contraction."""
     return plgpu.BlockSpec((rows, columns), index_map, transforms=transforms(columns, dtype))
 

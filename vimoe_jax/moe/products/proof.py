@@ -13,12 +13,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from vimoe_jax.moe.products import findings
-from vimoe_jax.moe.products.findings import outside_traces
+from vimoe_jax.moe.products.findings import call_outside_traces
 from vimoe_jax.moe.products.segments import Backend
 from vimoe_jax.parallel import distributed
 
 
-def proven(
+def passes_check(
     name: Backend, dtype: DTypeLike, check: Callable[[Backend, DTypeLike], str | None]
 ) -> bool:
     """Whether a kernel's values and gradients are the portable path's, on this device.
@@ -39,7 +39,7 @@ def proven(
         if findings.read(file).get(key) is True:
             return True
         try:
-            complaint = outside_traces(check, name, dtype)
+            complaint = call_outside_traces(check, name, dtype)
         except Exception as e:  # a compiler of another version may refuse in any way
             complaint = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
         if complaint:
@@ -52,7 +52,7 @@ def proven(
             findings.add(file, key, True)
         return not complaint
 
-    return distributed.of_the_first(f"proof {name} {jnp.dtype(dtype)}", passes)
+    return distributed.agree_on_first(f"proof {name} {jnp.dtype(dtype)}", passes)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vimoe_jax.moe.products import findings, hopper
-from vimoe_jax.moe.products.findings import outside_traces
+from vimoe_jax.moe.products.findings import call_outside_traces
 from vimoe_jax.moe.products.hopper import ROWS, Tiles
 from vimoe_jax.parallel import distributed
 
@@ -52,12 +52,12 @@ def _pick(kernel, left, right, dtype, num_experts) -> Tiles:
         for option in options:
             if known == vars(option):
                 return vars(option)
-        best = vars(_fastest(kernel, options, left, right, dtype, num_experts))
+        best = vars(_find_fastest(kernel, options, left, right, dtype, num_experts))
         findings.add(file, name, best)
         return best
 
     # Processes that compiled different kernels would be different programs to XLA.
-    chosen = distributed.of_the_first(f"tiles {name}", find)
+    chosen = distributed.agree_on_first(f"tiles {name}", find)
     return next(option for option in options if vars(option) == chosen)
 
 
@@ -78,11 +78,11 @@ def candidates(kernel: str, left: tuple[int, ...], right: tuple[int, ...]) -> li
     return [Tiles(columns=c, stages=s, width=w) for c in wide for s in stages for w in (8, 16, 4)]
 
 
-def _fastest(kernel, options, left, right, dtype, num_experts) -> Tiles:
+def _find_fastest(kernel, options, left, right, dtype, num_experts) -> Tiles:
     def measure() -> list[float]:
         return [_time(kernel, cut, left, right, dtype, num_experts) for cut in options]
 
-    times = outside_traces(measure)
+    times = call_outside_traces(measure)
     best = int(np.argmin(times))
     if not np.isfinite(times[best]):
         raise RuntimeError(f"no tiles work for {kernel} of {left} and {right}")

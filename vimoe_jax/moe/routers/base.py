@@ -28,7 +28,7 @@ class Routing(NamedTuple):
 
     Attributes:
       assignment: which token goes where, or the mixtures of the tokens.
-      gates: each token's distribution over experts, for the statistics.
+      gates: each token's distribution over experts, for the MoE report.
       losses: auxiliary losses by name, unweighted.
     """
 

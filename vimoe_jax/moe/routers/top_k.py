@@ -17,7 +17,7 @@ from vimoe_jax.parallel.parameters import Buffer
 class TopK(Gated):
     """`top_k` of the gates; with `batch_priority`, the surest tokens take their slots first.
 
-    Buffer: `bias` (E,) with a `bias_rate`, moved by `block.rebalance`.
+    Buffer: `bias` (E,) with a `bias_rate`, moved by `block.rebalance_bias`.
     """
 
     def variables(self, in_dim: int, *, num_ids: int, rngs: nnx.Rngs) -> dict[str, nnx.Variable]:

@@ -1,7 +1,7 @@
-"""What an MoE layer reports: its losses, and counts from which load and drops follow.
+"""The MoE report of a layer: its losses, and counts from which load and drops follow.
 
-Everything is a sum or a mean that adds up over microbatches, so that accumulated gradients report
-the same numbers as one large batch.
+Everything is a sum or a mean that adds up over microbatches, so that accumulated gradients give the
+same numbers as one large batch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from vimoe_jax.base import struct
 
 
 @struct.dataclass
-class MoEStats:
-    """Statistics of one layer (or, stacked by a scan, of L layers with a leading axis).
+class MoEReport:
+    """The MoE report of one layer (or, stacked by a scan, of L layers with a leading axis).
 
     Attributes:
       losses: unweighted auxiliary losses by name, means over groups.
@@ -61,7 +61,10 @@ class MoEStats:
         return self.entropy / self.tokens.sum(-1).clip(1)
 
 
-@jax.named_scope("stats")
+MoEStats = MoEReport  # the name until its callers are renamed
+
+
+@jax.named_scope("report")
 def collect(
     losses: dict[str, Float[Array, ""]],
     gates: Float[Array, "G M E"],
@@ -70,7 +73,7 @@ def collect(
     valid: Bool[Array, "G M"],
     kind: Int[Array, "G M"],
     num_kinds: int,
-) -> MoEStats:
+) -> MoEReport:
     """Counts one layer's choices; padding tokens count in nothing.
 
     Args:
@@ -86,7 +89,7 @@ def collect(
     mask = valid.astype(jnp.float32)
     by_kind = jax.nn.one_hot(kind, num_kinds, dtype=jnp.float32) * mask[..., None]
     entropy = -jnp.sum(gates * jnp.log(jnp.maximum(gates, 1e-30)), -1)
-    return MoEStats(
+    return MoEReport(
         losses=losses,
         routed=jnp.einsum("gmt,gme->te", by_kind, routed),
         kept=jnp.einsum("gmt,gme->te", by_kind, kept),

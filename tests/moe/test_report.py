@@ -1,11 +1,11 @@
-"""What MoE layers report: counts by kind, and the fractions that follow from them."""
+"""The MoE report: counts by kind, and the fractions that follow from them."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vimoe_jax.moe.stats import MoEStats, collect
+from vimoe_jax.moe.report import MoEReport, collect
 
 G, M, E, KINDS = 3, 8, 4, 3
 
@@ -22,13 +22,13 @@ def random_choices(seed=0, groups=G):
     return gates, routed, kept, valid, rng.integers(0, KINDS, (groups, M))
 
 
-def report(gates, routed, kept, valid, kind, num_kinds=KINDS, losses=None):
-    return collect(losses or {}, gates, routed, kept, valid, kind, num_kinds)
+def count(*choices, num_kinds=KINDS, losses=None):
+    return collect(losses or {}, *map(jnp.asarray, choices), num_kinds)
 
 
 def test_counts_are_those_of_a_loop():
     gates, routed, kept, valid, kind = random_choices()
-    found = report(gates, routed, kept, valid, kind)
+    found = count(gates, routed, kept, valid, kind)
     counts = {n: np.zeros((KINDS, E)) for n in ("routed", "kept")}
     tokens, unserved, entropy = np.zeros(KINDS), np.zeros(KINDS), 0.0
     for t in np.ndindex(G, M):
@@ -60,10 +60,10 @@ def test_padding_counts_in_nothing():
     changed = [np.where(where, a, b) for a, b in zip((gates, routed, kept), other, strict=False)]
     jax.tree.map(
         np.testing.assert_array_equal,
-        report(gates, routed, kept, valid, kind),
-        report(*changed, valid, np.where(valid, kind, other[4])),
+        count(gates, routed, kept, valid, kind),
+        count(*changed, valid, np.where(valid, kind, other[4])),
     )
-    nothing = report(gates, routed, kept, np.zeros_like(valid), kind)
+    nothing = count(gates, routed, kept, np.zeros_like(valid), kind)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(nothing))
     for value in (
         nothing.load(), nothing.max_load(), nothing.drop_fraction_by_kind(),
@@ -74,14 +74,14 @@ def test_padding_counts_in_nothing():
 
 def test_a_kind_without_tokens_dropped_nothing():
     gates, routed, _, valid, kind = random_choices()
-    found = report(gates, routed, 0 * routed, valid, kind, num_kinds=KINDS + 1)
+    found = count(gates, routed, 0 * routed, valid, kind, num_kinds=KINDS + 1)
     assert np.asarray(found.drop_fraction_by_kind()).tolist() == [1, 1, 1, 0]
     assert float(found.unserved_fraction()) == 1
 
 
 def test_partial_places_are_counted_by_how_much():
     gates, _, _, valid, kind = random_choices()
-    found = report(gates, gates, gates / 4, valid, kind)
+    found = count(gates, gates, gates / 4, valid, kind)
     assert float(found.drop_fraction()) == pytest.approx(0.75)
     assert float(found.routed.sum()) == pytest.approx(float(valid.sum()), rel=1e-5)
     assert float(found.unserved_fraction()) == 0
@@ -91,10 +91,10 @@ def test_maximal_load_is_1_at_balance_and_e_at_worst():
     gates, _, _, _, kind = random_choices()
     valid = np.ones((G, M), bool)
     balanced = np.tile(np.eye(E, dtype=np.float32), (G, M // E, 1))
-    assert float(report(gates, balanced, balanced, valid, kind).max_load()) == 1
+    assert float(count(gates, balanced, balanced, valid, kind).max_load()) == 1
     one = np.zeros_like(balanced)
     one[..., 2] = 1
-    worst = report(gates, one, one, valid, kind)
+    worst = count(gates, one, one, valid, kind)
     assert float(worst.max_load()) == E
     assert np.asarray(worst.load()).tolist() == [0, 0, 1, 0]
 
@@ -103,16 +103,16 @@ def test_entropy_of_certain_and_of_undecided_gates():
     _, routed, kept, _, kind = random_choices()
     valid = np.ones((G, M), bool)
     even = np.full((G, M, E), 1 / E, np.float32)
-    assert float(report(even, routed, kept, valid, kind).mean_entropy()) == pytest.approx(np.log(E))
+    assert float(count(even, routed, kept, valid, kind).mean_entropy()) == pytest.approx(np.log(E))
     certain = np.zeros((G, M, E), np.float32)
     certain[..., 0] = 1
-    assert float(report(certain, routed, kept, valid, kind).mean_entropy()) == 0
+    assert float(count(certain, routed, kept, valid, kind).mean_entropy()) == 0
 
 
 def test_microbatches_add_up_to_the_batch():
     batch = random_choices(groups=4)
-    whole = report(*batch)
-    halves = [report(*(a[i : i + 2] for a in batch)) for i in (0, 2)]
+    whole = count(*batch)
+    halves = [count(*(a[i : i + 2] for a in batch)) for i in (0, 2)]
     added = jax.tree.map(jnp.add, *halves)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), added, whole)
     np.testing.assert_allclose(added.drop_fraction_by_kind(), whole.drop_fraction_by_kind())
@@ -126,9 +126,9 @@ METHODS = (
 
 @pytest.mark.parametrize("method", METHODS)
 def test_layers_lead(method):
-    layers = [report(*random_choices(seed), losses={"z": jnp.ones(())}) for seed in range(5)]
+    layers = [count(*random_choices(seed), losses={"z": jnp.ones(())}) for seed in range(5)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *layers)
-    assert isinstance(stacked, MoEStats) and stacked.losses["z"].shape == (5,)
+    assert isinstance(stacked, MoEReport) and stacked.losses["z"].shape == (5,)
     each = [getattr(layer, method)() for layer in layers]
     np.testing.assert_allclose(getattr(stacked, method)(), np.stack(each), rtol=1e-6)
 
@@ -137,7 +137,7 @@ def test_nothing_is_learned_from_counts():
     gates, routed, kept, valid, kind = random_choices()
 
     def total(gates, routed):
-        found = report(gates, routed, kept, valid, kind)
+        found = count(gates, routed, kept, valid, kind)
         return sum(leaf.sum() for leaf in jax.tree.leaves(found))
 
     for gradient in jax.grad(total, (0, 1))(jnp.asarray(gates), jnp.asarray(routed)):
