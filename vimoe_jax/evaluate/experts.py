@@ -13,7 +13,7 @@ from vimoe_jax.datasets.records import Source
 from vimoe_jax.model.blueprint import Params
 from vimoe_jax.model.tokens import TokenKind
 from vimoe_jax.model.vlm import Reports
-from vimoe_jax.moe.report import MoEStats
+from vimoe_jax.moe.report import MoEReport
 from vimoe_jax.parallel.mesh import to_mesh
 from vimoe_jax.parallel.rules import use_mesh
 from vimoe_jax.run.batches import fixed_batches
@@ -47,7 +47,7 @@ class ExpertProbe:
         return {"layers": [_layer(name, report) for name, report in named.items()]}
 
 
-def _layer(name: str, report: MoEStats) -> dict[str, Any]:
+def _layer(name: str, report: MoEReport) -> dict[str, Any]:
     routed = np.asarray(report.routed)
     by_kind = routed / np.maximum(routed.sum(-1, keepdims=True), 1)
     drops = np.asarray(report.drop_fraction_by_kind())

@@ -21,11 +21,11 @@ from vimoe_jax.model.tokens import Layout, Places, TokenKind
 from vimoe_jax.model.vision import VisionTower
 from vimoe_jax.moe.block import MoE, weighted_losses
 from vimoe_jax.moe.experts import MLPSettings
-from vimoe_jax.moe.report import MoEStats
+from vimoe_jax.moe.report import MoEReport
 
 # The MoE reports of each part that has any, a leading axis over its MoE layers.
-Reports = dict[PartName, MoEStats]
-_Found = dict[PartName, MoEStats | None]
+Reports = dict[PartName, MoEReport]
+_Found = dict[PartName, MoEReport | None]
 
 
 @struct.dataclass

@@ -61,9 +61,6 @@ class MoEReport:
         return self.entropy / self.tokens.sum(-1).clip(1)
 
 
-MoEStats = MoEReport  # the name until its callers are renamed
-
-
 @jax.named_scope("report")
 def collect(
     losses: dict[str, Float[Array, ""]],

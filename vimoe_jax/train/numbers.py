@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from vimoe_jax.model.tokens import TokenKind
-from vimoe_jax.moe.report import MoEStats
+from vimoe_jax.moe.report import MoEReport
 from vimoe_jax.train.step import StepMetrics
 
 
@@ -28,7 +28,7 @@ def of_step(m: StepMetrics) -> dict[str, float | list[float]]:
     return numbers
 
 
-def _moe_numbers(layers: MoEStats) -> dict[str, float | list[float]]:
+def _moe_numbers(layers: MoEReport) -> dict[str, float | list[float]]:
     """What a part's MoE layers report.
 
     Fractions and entropy are over the choices (or tokens) of all its layers together; the maximal

@@ -19,7 +19,7 @@ from vimoe_jax.data.batch import Batch
 from vimoe_jax.model.blueprint import Blueprint, Params
 from vimoe_jax.model.loss import TokenLoss
 from vimoe_jax.model.vlm import Reports
-from vimoe_jax.moe.report import MoEStats
+from vimoe_jax.moe.report import MoEReport
 from vimoe_jax.parallel.rules import AnyMesh, use_mesh
 from vimoe_jax.run.state import Health, TrainState
 from vimoe_jax.train import distill, health, optim
@@ -153,7 +153,7 @@ def _microbatches(batch: Batch, count: int) -> Batch:
 def _mean_losses(reports: Reports, accumulate: int) -> Reports:
     """Divides reported losses, so that microbatches sum to their mean; counts add up as is."""
 
-    def divide(report: MoEStats) -> MoEStats:
+    def divide(report: MoEReport) -> MoEReport:
         return dataclasses.replace(
             report, losses={n: v / accumulate for n, v in report.losses.items()}
         )
