@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vimoe_jax.base import struct
+
+AnyArray = jax.Array | np.ndarray  # the latter once it is on the host
 
 
 @struct.dataclass
@@ -26,37 +29,37 @@ class MoEReport:
       entropy: summed entropy of the valid tokens' gates, in nats.
     """
 
-    losses: dict[str, Float[Array, "*L"]]
-    routed: Float[Array, "*L kinds E"]
-    kept: Float[Array, "*L kinds E"]
-    tokens: Float[Array, "*L kinds"]
-    unserved: Float[Array, "*L kinds"]
-    entropy: Float[Array, "*L"]
+    losses: dict[str, Float[AnyArray, "*L"]]
+    routed: Float[AnyArray, "*L kinds E"]
+    kept: Float[AnyArray, "*L kinds E"]
+    tokens: Float[AnyArray, "*L kinds"]
+    unserved: Float[AnyArray, "*L kinds"]
+    entropy: Float[AnyArray, "*L"]
 
-    def load(self) -> Float[Array, "*L E"]:
+    def load(self) -> Float[AnyArray, "*L E"]:
         """Each expert's share of all routed choices."""
         per_expert = self.routed.sum(-2)
         return per_expert / per_expert.sum(-1, keepdims=True).clip(1)
 
-    def max_load(self) -> Float[Array, "*L"]:
+    def max_load(self) -> Float[AnyArray, "*L"]:
         """Load of the busiest expert over the mean load: 1 at perfect balance, E at worst."""
         return self.load().max(-1) * self.routed.shape[-1]
 
-    def drop_fraction(self) -> Float[Array, "*L"]:
+    def drop_fraction(self) -> Float[AnyArray, "*L"]:
         """Share of routed choices that found their expert full."""
         routed = self.routed.sum((-2, -1))
         return (routed - self.kept.sum((-2, -1))) / routed.clip(1)
 
-    def drop_fraction_by_kind(self) -> Float[Array, "*L kinds"]:
+    def drop_fraction_by_kind(self) -> Float[AnyArray, "*L kinds"]:
         """The same for each kind of token; 0 for a kind that no token has."""
         routed = self.routed.sum(-1)
         return (routed - self.kept.sum(-1)) / routed.clip(1)
 
-    def unserved_fraction(self) -> Float[Array, "*L"]:
+    def unserved_fraction(self) -> Float[AnyArray, "*L"]:
         """Share of valid tokens that no expert took: only their residual path remains."""
         return self.unserved.sum(-1) / self.tokens.sum(-1).clip(1)
 
-    def mean_entropy(self) -> Float[Array, "*L"]:
+    def mean_entropy(self) -> Float[AnyArray, "*L"]:
         """Mean entropy of a token's gates, in nats."""
         return self.entropy / self.tokens.sum(-1).clip(1)
 
