@@ -12,7 +12,7 @@ Mixtures (soft MoE) have a fourth one, which no name selects.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -28,6 +28,7 @@ from vimoe_jax.moe.routing import Assignment, Mixing
 __all__ = ["MOVED", "Dispatcher", "make"]
 
 
+@runtime_checkable
 class Dispatcher(Protocol):
     """What knows where tokens go, and takes them there and back."""
 
