@@ -1,9 +1,10 @@
 """Seconds of a step: arithmetic on small machines whose answers are known."""
 
-from types import SimpleNamespace
+import dataclasses
 
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from vimoe_jax.parallel import hardware
 from vimoe_jax.plan import roofline
@@ -13,18 +14,20 @@ V5P, V5E, H100 = (hardware.CHIPS[n] for n in ("v5p", "v5e", "h100"))
 AXES = ("data", "fsdp", "expert", "tensor")
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+    id: int
+    coords: tuple[int, ...]
+    platform: str = "none"
+    device_kind: str = "none"
+    process_index: int = 0
+
+
 def machine(torus, sizes):
     """A mesh laid on a torus in order."""
-    count = int(np.prod(torus))
-    devices = [SimpleNamespace(coords=tuple(c)) for c in np.ndindex(*torus)]
-    array = np.empty(count, object)
-    array[:] = devices
-    return SimpleNamespace(
-        devices=array.reshape(sizes),
-        axis_names=AXES,
-        size=count,
-        shape=dict(zip(AXES, sizes, strict=True)),
-    )
+    devices = np.empty(int(np.prod(torus)), object)
+    devices[:] = [Device(i, coords) for i, coords in enumerate(np.ndindex(*torus))]
+    return Mesh(devices.reshape(sizes), AXES)
 
 
 def collective(kind, axes, size, group, count=1):
@@ -64,9 +67,7 @@ def test_an_all_to_all_crosses_the_middle():
 
 
 def test_gpus_use_the_network_beyond_their_node():
-    mesh = SimpleNamespace(
-        devices=np.arange(32).reshape(1, 4, 8, 1), axis_names=AXES, size=32, shape={}
-    )
+    mesh = machine((32,), (1, 4, 8, 1))
     near = collective("all-gather", ("expert",), 8_000, 8)
     far = collective("all-gather", ("fsdp",), 4_000, 4)
     assert roofline.seconds(near, H100, mesh, (32,)) == pytest.approx(7_000 / H100.link)

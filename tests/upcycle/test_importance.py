@@ -56,7 +56,7 @@ def test_scores_equal_plain_gradients(devices):
 
 def test_no_more_samples_than_asked():
     blueprint = Blueprint.create(small(), VOCAB)
-    params, mesh = random_params(blueprint), make_mesh({}, jax.devices()[:1])
+    params, mesh = jax.device_put(random_params(blueprint)), make_mesh({}, jax.devices()[:1])
     batch = rows(LENGTHS)
     batches = [batch] * 5
     few = importance.scores(blueprint, params, PATHS[:1], batches, mesh, 3)

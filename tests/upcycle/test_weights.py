@@ -190,8 +190,8 @@ def test_drop_keeps_mean_and_deviation():
     shifted = {**params, name: params[name] * 3 + 2}
     new = Blueprint.create(model(decoder=dataclasses.replace(MOE, placement="all")), VOCAB)
     migration, how = Migration(blueprint, new), Upcycling("drop", drop_fraction=1.0)
-    layouts = plan(migration, how, 0, shifted, [], on())
     on_mesh = jax.device_put(shifted, blueprint.shardings(on()))
+    layouts = plan(migration, how, 0, on_mesh, [], on())
     made = weights.upcycle(migration, on_mesh, layouts, how, on(), 0)
     drawn = np.asarray(made[name.replace("mlp.", "mlp.experts.")])
     for layer, w in enumerate(shifted[name]):

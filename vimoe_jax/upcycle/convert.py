@@ -85,7 +85,7 @@ def state(
         moments.check(old.opt_state, "the source's optimizer")
         moments.check(shapes, "config.optim")
 
-        def move(moment: Params, like: Params) -> Params:
+        def move(moment: Params, like: moments.Shapes) -> Params:
             return weights.upcycle_moments(migration, dict(moment), layouts, program.mesh, like)
 
         opt_state = moments.carry(old.opt_state, shapes, move)

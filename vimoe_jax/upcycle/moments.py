@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -11,6 +11,7 @@ import optax
 from vimoe_jax.base.errors import UserError
 from vimoe_jax.model.blueprint import Params
 
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
 _COUNTING = optax.ScaleByScheduleState
 _ADAM = optax.ScaleByAdamState
 
@@ -34,12 +35,12 @@ def check(opt_state: Any, whose: str) -> None:
         )
 
 
-def carry(old: Any, new: Any, move: Callable[[Params, Params], Params]) -> Any:
+def carry(old: Any, new: Any, move: Callable[[Params, Shapes], Params]) -> Any:
     """The new optimizer's state.
 
     Args:
       old: the dense model's state, as `check` wants it.
-      new: the new optimizer's state or its shapes; likewise.
+      new: the shapes of the new optimizer's state; likewise.
       move: takes a moment of the dense model's parameters to one of the new model's, given its
         shapes.
 
@@ -51,7 +52,7 @@ def carry(old: Any, new: Any, move: Callable[[Params, Params], Params]) -> Any:
 
     def fill(state: Any) -> Any:
         if isinstance(state, _ADAM):
-            mu, nu = cast(tuple[Params, Params], (state.mu, state.nu))
+            mu, nu = cast(tuple[Shapes, Shapes], (state.mu, state.nu))
             return _ADAM(adam.count, move(adam.mu, mu), move(adam.nu, nu))
         return _COUNTING(adam.count) if count is None else count
 

@@ -21,6 +21,7 @@ from vimoe_jax.model.blueprint import Params
 from vimoe_jax.parallel import rules
 from vimoe_jax.upcycle.methods import Layout, Units, Upcycling, hash_table
 from vimoe_jax.upcycle.migration import Migration, Origin
+from vimoe_jax.upcycle.moments import Shapes
 
 Layouts = Mapping[tuple[str, int], Layout]  # by part and layer
 
@@ -67,7 +68,7 @@ def upcycle(
 
 
 def upcycle_moments(
-    migration: Migration, moments: Params, layouts: Layouts, mesh: rules.AnyMesh, like: Params
+    migration: Migration, moments: Params, layouts: Layouts, mesh: rules.AnyMesh, like: Shapes
 ) -> Params:
     """A moment of Adam for the new model's trainable parameters.
 
@@ -175,7 +176,7 @@ def _experts_of(
     units: jax.Array,
     scale: jax.Array,
     fresh: jax.Array,
-    bias: float,
+    bias: jax.Array,
     keys: jax.Array | None,
     *,
     leaf: str,
@@ -192,7 +193,7 @@ def _experts_of(
       units: (L, E, W), the dense unit of each.
       scale: (L, E, W), of rows of down.
       fresh: (L, E, W), drawn anew.
-      bias: factor of the output bias.
+      bias: scalar, factor of the output bias.
       keys: (L,), for draws; None where nothing is drawn.
       leaf: "w_in", "b_in", "w_out", "b_out".
       stacked: whether there is an axis L.
