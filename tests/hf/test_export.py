@@ -235,7 +235,7 @@ def test_generate_answers_as_we_do(fields, tmp_path, tokenizer, picture):
     folder = exported(run, params, tmp_path / "out")
     model = opened(folder, trust_remote_code=True)
     for question in (QUESTION, "", "tác giả nào"):
-        source = Mixture(sources.parts(run.config.data)[:1], ([record(picture, question)],))
+        source = Mixture(sources.components(run.config.data)[:1], ([record(picture, question)],))
         ours = Answerer(run, params).predict(source, quiet=True)[0].prediction
         processor, inputs = prepared(folder, picture, question)
         new = model.generate(**inputs)[0, inputs["input_ids"].shape[1] :]
