@@ -11,6 +11,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
@@ -134,7 +135,7 @@ class Blueprint:
         new = {}
         for name, report in reports.items():
             if rate := self.parts[name].moe.bias_rate:
-                routed = report.routed
+                routed = jnp.asarray(report.routed)
                 for module, layers in self._moe_modules(name).items():
                     bias = params[f"{module}.bias"]
                     mine = routed[np.asarray(layers)].reshape(*bias.shape[:-1], *routed.shape[-2:])

@@ -6,6 +6,8 @@ same numbers as one large batch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +31,7 @@ class MoEReport:
       entropy: summed entropy of the valid tokens' gates, in nats.
     """
 
-    losses: dict[str, Float[AnyArray, "*L"]]
+    losses: Mapping[str, Float[AnyArray, "*L"]]
     routed: Float[AnyArray, "*L kinds E"]
     kept: Float[AnyArray, "*L kinds E"]
     tokens: Float[AnyArray, "*L kinds"]
@@ -66,7 +68,7 @@ class MoEReport:
 
 @jax.named_scope("report")
 def collect(
-    losses: dict[str, Float[Array, ""]],
+    losses: Mapping[str, Float[Array, ""]],
     gates: Float[Array, "G M E"],
     routed: Float[Array, "G M E"],
     kept: Float[Array, "G M E"],
