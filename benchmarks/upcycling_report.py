@@ -51,8 +51,8 @@ def report(results: dict[str, Any], folder: Path) -> str:
         f"seeds {', '.join(map(str, seeds))}. Parent after {size['parent_steps']} steps: "
         f"validation loss {_spread(parent)}. "
         f"Every arm then gets {size['extra']:g}× the parent's FLOPs. By "
-        "`python -m benchmarks.upcycling --report=docs/results`, a seed a call with `--seeds` and "
-        "`--read`.",
+        "`python -m benchmarks.upcycling --report=docs/results`, one seed per call (`--seeds`, "
+        "`--read`).",
         "",
         "| arm | parameters | active | steps | loss at once | at half | at the end "
         "| over dense | accuracy |",

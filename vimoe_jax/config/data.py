@@ -38,7 +38,7 @@ class Data:
     prompt_length: int = field(48, "Question tokens a row at evaluation.", at_least(4))
     max_questions: int = field(0, "Questions a row at most; 0 for as many as fit.", at_least(0))
     style: str = field(
-        "plain", "Of prompts: STYLE for all datasets, or PART=STYLE,… for some (docs/data.md)."
+        "plain", "Of prompts: STYLE for all datasets, or COMPONENT=STYLE,… for some (docs/data.md)."
     )
     vary_prompts: bool = field(False, "Draw the prompt's wording in training.")
     resize: str = field("squash", "How a picture becomes square.", one_of("squash", "crop", "pad"))

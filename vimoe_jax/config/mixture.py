@@ -53,7 +53,7 @@ def parse(dataset: str, style: str = "") -> tuple[Component, ...]:
     Args:
       dataset: `NAME[@VARIANT][:WEIGHT]`, several separated by commas; or
         `my_package.my_module:Source[:WEIGHT]`, a class of another package (`datasets.open`).
-      style: a style for all components, `PART=STYLE` for one, or both, separated by commas.
+      style: a style for all components, `COMPONENT=STYLE` for one, or both, separated by commas.
 
     Raises:
       ValueError: what is wrong, beginning with the field's name.
