@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,7 +37,7 @@ def layers(*reports):
 
 
 def step(moe):
-    one = np.float32(1)
+    one = jnp.float32(1)
     tokens = TokenLoss(*([one] * len(TokenLoss.__dataclass_fields__)))
     return StepMetrics(
         tokens=tokens,
@@ -86,7 +88,7 @@ def test_layers_are_listed_first_to_last():
         return layers(*(((100, 0, 0), (100 * (1 - f), 0, 0)) for f in fractions))
 
     segments = [[None, dropping(0.1, 0.3), dropping(0.2, 0.4)], [None], [dropping(0.5)]]
-    logged = numbers.of_step(step({"decoder": merge(segments)}))
+    logged = numbers.of_step(step({"decoder": merge(jax.device_put(segments))}))
     by_layer = logged["train/moe/decoder/drop_fraction_by_layer"]
     assert by_layer == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert logged["train/moe/decoder/drop_fraction"] == pytest.approx(0.3)
@@ -100,7 +102,9 @@ def test_a_batch_without_tokens_logs_no_nan():
 
 def test_the_line_names_the_worst_part():
     few, many = layers(((10, 10, 10), (9, 9, 9))), layers(((10, 10, 10), (5, 5, 5)))
-    logged = numbers.of_step(step({"vision": few, "decoder": merge([[many, many]])}))
+    logged = numbers.of_step(
+        step({"vision": few, "decoder": merge(jax.device_put([[many, many]]))})
+    )
     rates = {"train/examples_per_second": 2.0, "train/tokens_per_second": 3.0}
     assert numbers.line(logged | rates).endswith("3 tokens/s · 50.0% dropped, load 2.00× mean")
 

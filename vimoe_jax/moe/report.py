@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vimoe_jax.base import struct
 
 AnyArray = jax.Array | np.ndarray  # the latter once it is on the host
+Number = AnyArray | np.floating  # NumPy's sums over all axes are scalars
 
 
 @struct.dataclass
@@ -43,11 +44,11 @@ class MoEReport:
         per_expert = self.routed.sum(-2)
         return per_expert / per_expert.sum(-1, keepdims=True).clip(1)
 
-    def max_load(self) -> Float[AnyArray, "*L"]:
+    def max_load(self) -> Float[Number, "*L"]:
         """Load of the busiest expert over the mean load: 1 at perfect balance, E at worst."""
         return self.load().max(-1) * self.routed.shape[-1]
 
-    def drop_fraction(self) -> Float[AnyArray, "*L"]:
+    def drop_fraction(self) -> Float[Number, "*L"]:
         """Share of routed choices that found their expert full."""
         routed = self.routed.sum((-2, -1))
         return (routed - self.kept.sum((-2, -1))) / routed.clip(1)
@@ -57,11 +58,11 @@ class MoEReport:
         routed = self.routed.sum(-1)
         return (routed - self.kept.sum(-1)) / routed.clip(1)
 
-    def unserved_fraction(self) -> Float[AnyArray, "*L"]:
+    def unserved_fraction(self) -> Float[Number, "*L"]:
         """Share of valid tokens that no expert took: only their residual path remains."""
         return self.unserved.sum(-1) / self.tokens.sum(-1).clip(1)
 
-    def mean_entropy(self) -> Float[AnyArray, "*L"]:
+    def mean_entropy(self) -> Float[Number, "*L"]:
         """Mean entropy of a token's gates, in nats."""
         return self.entropy / self.tokens.sum(-1).clip(1)
 

@@ -35,7 +35,7 @@ def _moe_numbers(layers: MoEReport) -> dict[str, float | list[float]]:
     load and the losses are means over layers. `…_by_layer` lists one value a layer, first to last.
     """
     total = jax.tree.map(lambda a: a.sum(0), layers)
-    drops, loads = total.drop_fraction_by_kind(), layers.max_load()
+    drops, loads = total.drop_fraction_by_kind(), np.asarray(layers.max_load())
     numbers: dict[str, float | list[float]] = {"drop_fraction": float(total.drop_fraction())}
     for kind in TokenKind:
         if total.tokens[kind] > 0:
