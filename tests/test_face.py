@@ -127,7 +127,8 @@ def exported(tmp_path_factory):
     from vimoe_jax.hf import export, load  # noqa: F401
 
     folder = tmp_path_factory.mktemp("exported")
-    env = os.environ | {"VIMOE_FIXTURE_DATA": "tests/fixtures/workdir/data/data.jsonl"}
+    data = "tests/fixtures/workdir/data/data.jsonl"
+    env = os.environ | {"VIMOE_FIXTURE_DATA": data, "XLA_FLAGS": ""}  # one device: batches of 4
     fields = [
         "train.steps=2", "model.decoder.moe.num_experts=0", "model.vision.moe.num_experts=0",
         "model.connector.moe.num_experts=0", "eval.at_end=False", "data.style='short'",

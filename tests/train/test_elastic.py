@@ -136,13 +136,13 @@ def records(source, tokenizer, legs, **options):
     for count, processes in legs:
         hosts = [
             train_batches(
-                source, tokenizer, image_size=8, text_length=96, batch_size=4, seed=5,
+                source, tokenizer, image_size=8, patches=4, text_length=96, batch_size=4, seed=5,
                 start=start, process_index=i, process_count=processes, **options,
             )
             for i in range(processes)
         ]  # fmt: skip
         for _ in range(count):
-            seen += np.concatenate([next(host)["record"] for host in hosts]).tolist()
+            seen += np.concatenate([next(host).record for host in hosts]).tolist()
         assert {host.state()["batches"] for host in hosts} == {start + count}
         for host in hosts:
             host.close()
@@ -173,11 +173,11 @@ def test_neither_where_the_batch_size_changes(tokenizer):
     source, rows, position = mixed("vivqa", 16), [], {"batches": 0}
     for size, count in [(4, 3), (8, 2), (2, 1), (6, 5)]:
         batches = train_batches(
-            source, tokenizer, image_size=8, text_length=96, batch_size=size, seed=5,
+            source, tokenizer, image_size=8, patches=4, text_length=96, batch_size=size, seed=5,
             **continued(position, size),
         )  # fmt: skip
         for _ in range(count):
-            rows += next(batches)["record"].tolist()
+            rows += next(batches).record.tolist()
         position = batches.state() | {"batch_size": size}
         batches.close()
     assert rows == records(source, tokenizer, [(15, 1)])

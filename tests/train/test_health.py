@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.model.test_vlm import rows
 from vimoe_jax.config.train import Optim, Train
 from vimoe_jax.run.state import WINDOW, Health
 from vimoe_jax.train import health, optim
@@ -111,13 +112,15 @@ def test_a_skipped_update_leaves_all_but_the_schedule():
 
 
 def test_a_dump_needs_no_pickle(tmp_path):
-    batch = {"image": np.zeros((2, 4, 4, 3), np.uint8), "weights": np.array([[1, np.nan]])}
+    batch = rows([[3], [2, 2]])
+    batch = batch._replace(weights=np.full_like(batch.weights, np.nan))
+    batch = batch._replace(record=np.arange(2), skipped=np.zeros(2, bool), truncated=np.arange(2))
     health.dump(tmp_path / "b.npz", batch, ["một.png", "hai.png"], 7, 3)
     with np.load(tmp_path / "b.npz", allow_pickle=False) as found:
-        assert set(found) == {"image", "weights", "record_id", "step", "seed"}
+        assert set(found) == {*Batch._fields, "record_id", "step", "seed"}
         assert found["record_id"].tolist() == ["một.png", "hai.png"]
         assert (found["step"], found["seed"]) == (7, 3)
-        np.testing.assert_array_equal(found["weights"], batch["weights"])
+        np.testing.assert_array_equal(found["weights"], batch.weights)
 
 
 def test_the_complaint_names_step_field_and_file(tmp_path):
@@ -163,9 +166,8 @@ def poison(monkeypatch, bad):
 
     def poisoned(self):
         batch = plain(self)
-        if self.state()["batches"] in bad:
-            batch["weights"] = batch["weights"] * np.float32(np.nan)
-        return batch
+        nan = np.full_like(batch.weights, np.nan)
+        return batch._replace(weights=nan) if self.state()["batches"] in bad else batch
 
     monkeypatch.setattr(TrainBatches, "__next__", poisoned)
 

@@ -1,6 +1,7 @@
 """Optimizers: what they keep, in which dtype, where it lies, and that they learn."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -162,27 +163,28 @@ def test_one_matrix_moves_as_optax_moves_it():
         )
 
 
-class Shaped:
+def shaped():
     """What `state.shardings` asks of a blueprint, for the parameters of this file."""
 
-    def __init__(self, mesh_rules):
-        self._sharding = mesh_rules
+    def shardings(mesh, over=rules.KEPT):
+        return {n: rules.sharding(a, s, mesh, over) for n, (s, a) in SHAPES.items()}
 
-    def shardings(self, mesh, over=rules.KEPT):
-        return {n: self._sharding(a, s, mesh, over) for n, (s, a) in SHAPES.items()}
-
-    def axes(self):
-        return AXES
-
-    def shapes(self):
-        return {n: s for n, (s, _) in SHAPES.items()}
+    blueprint = mock.create_autospec(Blueprint, instance=True)
+    blueprint.axes.return_value = AXES
+    blueprint.shapes.return_value = {n: s for n, (s, _) in SHAPES.items()}
+    blueprint.shardings.side_effect = shardings
+    blueprint.abstract.side_effect = lambda mesh: {
+        n: jax.ShapeDtypeStruct(s, jnp.float32, sharding=shardings(mesh)[n])
+        for n, (s, _) in SHAPES.items()
+    }
+    return blueprint
 
 
 @pytest.mark.parametrize("c", [ADAM16, FACTOR16], ids=["adam16", "factor16"])
 def test_the_state_lies_where_its_parameters_lie(c):
     mesh = make_mesh({"fsdp": 2, "expert": 2, "tensor": 2})
     tx = optim.make(c, 10, AXES)
-    where = state_lib.shardings(Shaped(rules.sharding), tx, set(SHAPES), mesh)
+    where = state_lib.shardings(shaped(), tx, set(SHAPES), mesh)
 
     def create(params):
         return state_lib.create(params, tx, set(SHAPES))
@@ -203,7 +205,7 @@ def test_a_mesh_changes_no_number(c):
     """The order of sums aside: random rounding draws the same bits wherever they lie."""
     mesh = make_mesh({"fsdp": 2, "expert": 2, "tensor": 2})
     tx = optim.make(c, 10, AXES)
-    where = state_lib.shardings(Shaped(rules.sharding), tx, set(SHAPES), mesh)
+    where = state_lib.shardings(shaped(), tx, set(SHAPES), mesh)
 
     def steps(params, grads):
         def step(state, grads):
@@ -229,7 +231,7 @@ def test_frozen_parts_have_no_state():
     axes = blueprint.axes()
     trainable = {n for n in axes if c.rate(part_name(n)) > 0}
     tx = optim.make(c, 10, {n: axes[n] for n in sorted(trainable)})
-    state = state_lib.create(random_params(blueprint), tx, trainable)
+    state = state_lib.create(jax.device_put(random_params(blueprint)), tx, trainable)
     paths = [str(p) for p, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
     assert any("decoder." in p for p in paths) and not any("vision." in p for p in paths)
 

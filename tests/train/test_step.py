@@ -101,7 +101,7 @@ def test_accumulation_reports_the_mean_auxiliary_loss_and_all_counts():
     _, (four,) = run(
         dataclasses.replace(c, train=dataclasses.replace(c.train, accumulate=4)), steps=1
     )
-    one_layer, four_layers = one.moe["decoder"][0][1], four.moe["decoder"][0][1]
+    one_layer, four_layers = one.moe["decoder"], four.moe["decoder"]
     close(one_layer.tokens, four_layers.tokens)
     close(one_layer.routed.sum(), four_layers.routed.sum())
     # Means over groups: of the same order whatever the number of microbatches.
@@ -169,7 +169,7 @@ def test_router_biases_move_toward_the_under_loaded_and_are_no_parameters():
     c = config("balanced")
     state, metrics = run(c, steps=3, tx=SGD)
     (name,) = (n for n in state.frozen if n.endswith("mlp.bias"))
-    report = [m.moe["decoder"][0][1] for m in metrics]
+    report = [m.moe["decoder"] for m in metrics]
     expected = np.zeros(state.frozen[name].shape, np.float32)
     for r in report:
         load = r.routed.sum(-2)

@@ -41,7 +41,7 @@ class States:
       layout: of the batch's streams.
     """
 
-    vision: list[Float[Array, "BI P D"]]
+    vision: list[Float[Array, "I P Dv"]]
     decoder: list[Float[Array, "B S D"]]
     hidden: Float[Array, "B T D"]
     matrix: Float[Array, "V D"]
