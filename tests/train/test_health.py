@@ -11,6 +11,7 @@ import pytest
 
 from tests.model.test_vlm import rows
 from vimoe_jax.config.train import Optim, Train
+from vimoe_jax.data.batch import Batch
 from vimoe_jax.run.state import WINDOW, Health
 from vimoe_jax.train import health, optim
 
