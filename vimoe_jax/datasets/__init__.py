@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -96,17 +97,23 @@ def _import_outside(name: str) -> Any:
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except ImportError as e:
+    except (ImportError, SyntaxError) as e:
         raise UserError(f"{name}: cannot be imported: {e}") from None
     except AttributeError:
         raise UserError(f"{name}: {module} has no {attribute!r}") from None
 
 
 def _call_outside(name: str, split: str, data_dir: str) -> Source:
+    from vimoe_jax.datasets.records import BadRecord, Record
+
     make = _import_outside(name)
     have = getattr(make, "SPLITS", None)
     if have is not None and split not in have:
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(have)}")
+    try:
+        inspect.signature(make).bind(split, data_dir)
+    except (TypeError, ValueError) as e:  # the latter: a built-in without a signature
+        raise UserError(f"{name}: cannot be called with (split, data_dir): {e}") from None
     try:
         source = make(split, data_dir)
     except (KeyError, ValueError, OSError) as e:
@@ -114,4 +121,11 @@ def _call_outside(name: str, split: str, data_dir: str) -> Source:
     for method in ("__len__", "__getitem__"):
         if not hasattr(source, method):
             raise UserError(f"{name}: what it gives has no {method}; a source needs one")
+    try:
+        first = source[0] if len(source) else None
+    except BadRecord:
+        first = None  # is counted where records are read
+    if first is not None and not isinstance(first, Record):
+        want, kind = f"{Record.__module__}.Record", type(first).__name__
+        raise UserError(f"{name}: its records must be {want}, not {kind}")
     return source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from vimoe_jax.config import Config
 from vimoe_jax.config.mesh import Mesh
 from vimoe_jax.data import prompts, sources
 from vimoe_jax.data.mixture import Mixture
+from vimoe_jax.datasets import OUTSIDE
 from vimoe_jax.datasets.records import questions
 from vimoe_jax.model.blueprint import Blueprint, vocabulary
 from vimoe_jax.parallel import compilation, distributed
@@ -123,7 +125,12 @@ def _check_splits(c: Config) -> None:
 def _named(field: str, error: UserError) -> UserError:
     """The error, with the field that it is about."""
     message = str(error)
-    return UserError(message if message.startswith("config.") else f"config.data.{field}: {error}")
+    if message.startswith("config."):
+        return UserError(message)
+    # A class of another package that gives no source is wrong whatever the split.
+    if re.match(f"{OUTSIDE.pattern}: ", message):
+        field = "dataset"
+    return UserError(f"config.data.{field}: {message}")
 
 
 def _tokenizer(c: Config, workdir: Path) -> Tokenizer:
