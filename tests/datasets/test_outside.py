@@ -4,6 +4,8 @@ import pytest
 
 from vimoe_jax import datasets
 from vimoe_jax.base.errors import UserError
+from vimoe_jax.config.data import Data
+from vimoe_jax.data import sources
 from vimoe_jax.datasets.records import QA, BadRecord, Record
 
 RECORD = Record("a", (), (QA("a/0", "vqa", "đây là gì", ("mèo",)),))
@@ -36,6 +38,14 @@ class Wrong(Good):
 class Missing(Good):
     def __init__(self, split, data_dir):
         raise FileNotFoundError(f"{data_dir}/{split}.csv: no such file")
+
+
+class Unlisted(Good):
+    SPLITS = None
+
+    def __init__(self, split, data_dir):
+        if split != "train":
+            raise FileNotFoundError(f"{split}.csv")
 
 
 def one_argument(split):
@@ -84,6 +94,12 @@ def test_a_module_with_a_mistake(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=r"cannot be imported: .*mistaken\.py, line 1"):
         datasets.open("mistaken:Source")
+
+
+def test_a_class_that_lists_no_splits_speaks_for_itself():
+    c = Data(dataset=f"{MODULE}:Unlisted", val_split="val")
+    with pytest.raises(UserError, match=r"split 'val': val\.csv"):
+        sources.open_validation(c)
 
 
 def test_no_such_split():

@@ -112,6 +112,8 @@ def open_component(c: Data, component: Component, split: str, *, quiet: bool = F
             raise
         if component.name == "jsonl":
             raise NoSplit(str(e)) from None
+        if not have:  # a class that lists no splits: its own words are all there is
+            raise
         listed = ", ".join(have)
         raise NoSplit(f"{component.label} has no split {split!r}; it has {listed}") from None
 

@@ -78,7 +78,7 @@ def splits(
       UserError: as `open`.
     """
     if OUTSIDE.fullmatch(name):
-        return tuple(getattr(_import_outside(name), "SPLITS", ()))
+        return tuple(getattr(_import_outside(name), "SPLITS", None) or ())
     if name == "viscenes":
         from vimoe_jax.datasets.viscenes.builder import SPLITS
 
